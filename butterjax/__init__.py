@@ -1,0 +1,18 @@
+"""Deep structured linear layers for JAX: products of butterfly factors."""
+
+from butterjax import implementations as implementations
+from butterjax import initializers as initializers
+from butterjax import linen as linen
+from butterjax import nnx as nnx
+from butterjax import planning as planning
+from butterjax.apply import butterfly as butterfly
+from butterjax.dense_like import default_chain as default_chain
+from butterjax.factors import adjoint as adjoint
+from butterjax.factors import conjugate as conjugate
+from butterjax.factors import fuse as fuse
+from butterjax.factors import to_dense as to_dense
+from butterjax.factors import transpose as transpose
+from butterjax.initializers import init as init
+from butterjax.pattern import Chain as Chain
+from butterjax.pattern import Pattern as Pattern
+from butterjax.plotting import plot_supports as plot_supports

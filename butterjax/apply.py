@@ -1,0 +1,139 @@
+"""`butterfly`: checks its arguments, picks an implementation, applies the chain."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from butterjax import implementations, planning
+from butterjax.numerics import SUPPORTED_DTYPES
+from butterjax.pattern import Chain
+
+
+def butterfly(
+    x: ArrayLike,
+    factors: Sequence[ArrayLike],
+    *,
+    axis: int = -1,
+    implementation: str | None = None,
+    precision: jax.lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Applies a chain of butterfly (Kronecker-sparse) factors: y = K₁K₂…K_L x.
+
+    Each factor of shape (a, b, c, d) maps x (a·c·d) to y (a·b·d) by
+    y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k] (arXiv 2405.15013).
+
+    x and the factors are promoted to one dtype, as in `jnp.matmul`. Products
+    accumulate in float32 for 16-bit types, and are rounded to that dtype between
+    two factors.
+
+    Args:
+      x: array with in_features = a·c·d of the last factor along `axis` and any batch
+        axes around it, none and empty ones included.
+      factors: arrays of shapes (a, b, c, d), in the order of the matrix product: the
+        last one touches x first.
+      axis: the feature axis of x and of the result. -1 is feature-last, as in Flax;
+        0 is feature-first, batch last, a layout of its own and often the fast one.
+      implementation: one of `butterjax.implementations.names()`; None takes the one
+        that `butterjax.planning.choose` expects to be fastest.
+      precision: as in `jax.lax.dot_general`.
+      preferred_element_type: dtype of the result; None for that of the operands.
+
+    Returns:
+      Array of the shape of x, with out_features = a·b·d of the first factor along
+      `axis`.
+
+    Raises:
+      ValueError: if sizes or ranks do not fit, or `implementation` is unknown.
+      TypeError: if a dtype is not supported.
+      NotImplementedError: if the named implementation does not support the case.
+    """
+    if hasattr(factors, "shape"):
+        raise ValueError(
+            "butterfly: factors must be a sequence of arrays, one for each factor, "
+            f"got one array of shape {jnp.shape(factors)}"
+        )
+    x, arrays = jnp.asarray(x), tuple(map(jnp.asarray, factors))
+    for i, factor in enumerate(arrays):
+        if factor.ndim != 4:
+            raise ValueError(
+                f"butterfly: factors[{i}] must have the shape (a, b, c, d) of its "
+                f"pattern, got shape {factor.shape}"
+            )
+    chain = Chain.of(arrays)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"butterfly: axis={axis} is out of range for x of shape {x.shape}"
+        )
+    if x.shape[axis] != chain.in_features:
+        raise ValueError(
+            f"butterfly: x of shape {x.shape} has {x.shape[axis]} features along "
+            f"axis {axis}, but the last factor, of shape {arrays[-1].shape}, takes "
+            f"a·c·d = {chain.in_features}"
+        )
+    dtype = _check_dtype("x and factors", jnp.result_type(x, *arrays))
+    out_dtype = dtype
+    if preferred_element_type is not None:
+        out_dtype = _check_dtype("preferred_element_type", preferred_element_type)
+        is_complex = functools.partial(jnp.issubdtype, arg2=jnp.complexfloating)
+        if is_complex(dtype) and not is_complex(out_dtype):
+            raise TypeError(
+                f"butterfly: preferred_element_type={out_dtype.name} drops the "
+                f"imaginary part of operands of dtype {dtype.name}"
+            )
+    name = planning.choose(chain, dtype) if implementation is None else implementation
+    y: jax.Array = _apply(
+        implementations.get(name),
+        x.astype(dtype),
+        tuple(factor.astype(dtype) for factor in arrays),
+        axis=axis % x.ndim,
+        precision=precision,
+        out_dtype=out_dtype,
+    )
+    return y
+
+
+def _check_dtype(what: str, dtype: DTypeLike) -> jnp.dtype:
+    name = jnp.dtype(dtype).name
+    if name not in SUPPORTED_DTYPES:
+        raise TypeError(
+            f"butterfly: the dtype of {what} must be one of "
+            f"{', '.join(SUPPORTED_DTYPES)}; got {name}"
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("implementation", "axis", "precision", "out_dtype"),
+    inline=True,
+)
+def _apply(
+    implementation: implementations.Implementation,
+    x: jax.Array,
+    factors: tuple[jax.Array, ...],
+    *,
+    axis: int,
+    precision: jax.lax.PrecisionLike,
+    out_dtype: jnp.dtype,
+) -> jax.Array:
+    """Brings x to two axes and hands it to the implementation."""
+    apply = functools.partial(
+        implementation,
+        factors=factors,
+        precision=precision,
+        preferred_element_type=out_dtype,
+    )
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    if not after:
+        y = apply(x.reshape(math.prod(before), x.shape[axis]), axis=-1)
+        return y.reshape(*before, y.shape[1])
+    feature_first = functools.partial(apply, axis=0)
+    for _ in before:
+        feature_first = jax.vmap(feature_first)
+    y = feature_first(x.reshape(*before, x.shape[axis], math.prod(after)))
+    return y.reshape(*before, y.shape[-2], *after)

@@ -1,0 +1,89 @@
+"""What the Flax modules share: a chain for any sizes, padding and slicing."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from butterjax.apply import butterfly
+from butterjax.pattern import Chain, divisors
+
+
+def default_chain(in_features: int, out_features: int) -> Chain:
+    """The chain a Butterfly layer takes when it is given none.
+
+    A Monarch chain (`Chain.monarch`) of these sizes, each raised to the next multiple
+    of 8 that is a product of two integers within a factor of four of one another
+    where the size itself is not; or one dense factor where that has fewer weights.
+
+    Args:
+      in_features: at least 1.
+      out_features: at least 1.
+
+    Returns:
+      A chain of at least these in- and out-features.
+
+    Raises:
+      ValueError: if a size is below 1.
+    """
+    dense = Chain([(1, out_features, in_features, 1)])
+    monarch = Chain.monarch(_balanced_size(in_features), _balanced_size(out_features))
+    return min(dense, monarch, key=lambda chain: chain.num_weights)
+
+
+def check_chain(chain: Chain, in_features: int, out_features: int) -> None:
+    """Raises ValueError if a layer of these sizes does not fit into the chain."""
+    if chain.in_features < in_features or chain.out_features < out_features:
+        raise ValueError(
+            f"Butterfly: chain maps {chain.in_features} -> {chain.out_features} "
+            f"features, too few for a layer of {in_features} -> {out_features}"
+        )
+
+
+def apply_layer(
+    x: jax.Array,
+    factors: Sequence[jax.Array],
+    bias: jax.Array | None,
+    out_features: int,
+    *,
+    implementation: str | None,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike | None,
+) -> jax.Array:
+    """y = W x + bias on the last axis, x padded with zeros and y cut to size.
+
+    Args:
+      x: (..., in_features).
+      factors: of a chain of at least in_features and out_features.
+      bias: (out_features,) or None.
+      out_features: features of the result.
+      implementation: as in `butterfly`.
+      precision: as in `butterfly`.
+      preferred_element_type: as in `butterfly`.
+
+    Returns:
+      Array of shape (..., out_features).
+    """
+    padding = Chain.of(factors).in_features - x.shape[-1]
+    if padding:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+    y = butterfly(
+        x,
+        factors,
+        implementation=implementation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )[..., :out_features]
+    return y if bias is None else y + bias
+
+
+def _balanced_size(n: int) -> int:
+    """n if it is a product of two balanced integers, else the next multiple of 8."""
+    above = itertools.count((n // 8 + 1) * 8, 8)
+    return next(m for m in itertools.chain([n], above) if _is_balanced(m))
+
+
+def _is_balanced(n: int) -> bool:
+    """Whether n = p·q with 1 < p <= q <= 4p."""
+    return any(p > 1 and p * p <= n <= 4 * p * p for p in divisors(n))

@@ -1,0 +1,12 @@
+"""Ways to apply a chain, selectable by name; each is one file and one line here."""
+
+from butterjax.implementations import bcsr as bcsr
+from butterjax.implementations import bmm as bmm
+from butterjax.implementations import dense as dense
+from butterjax.implementations import einsum as einsum
+from butterjax.implementations import elementwise as elementwise
+from butterjax.implementations.registry import FeatureAxis as FeatureAxis
+from butterjax.implementations.registry import Implementation as Implementation
+from butterjax.implementations.registry import get as get
+from butterjax.implementations.registry import names as names
+from butterjax.implementations.registry import register as register

@@ -1,0 +1,95 @@
+"""`elementwise`: c multiply-adds per output, no matrix product; for tiny blocks."""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+from jax.typing import DTypeLike
+
+from butterjax.implementations.registry import (
+    FeatureAxis,
+    apply_one_by_one,
+    register,
+)
+
+# The terms are written out one by one, so the program grows with c.
+MAX_BLOCK = 64
+
+
+def _materialised(x: jax.Array) -> jax.Array:
+    """x, kept out of its consumers: fused, each would compute it again."""
+    barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier
+    return barrier(x)
+
+
+@jax.custom_jvp
+def _multiply_add(factor: jax.Array, x: jax.Array) -> jax.Array:
+    """(a, b, c, d), (a, c, d, batch) -> (a, b, d, batch) as a sum of c terms."""
+    terms = (
+        factor[:, :, i, :, None] * x[:, None, i, :, :] for i in range(factor.shape[2])
+    )
+    return _materialised(functools.reduce(operator.add, terms))
+
+
+@_multiply_add.defjvp
+def _multiply_add_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The same sums as reductions: their transposes are single reductions too, where
+    # those of the sliced terms would be scattered one by one.
+    factor, x = primals
+    factor_dot, x_dot = tangents
+    from_x = (factor[..., None] * x_dot[:, None]).sum(2)
+    from_factor = (factor_dot[..., None] * x[:, None]).sum(2)
+    y_dot = _materialised(from_x) + from_factor
+    return _multiply_add(factor, x), y_dot
+
+
+def _product(
+    x: jax.Array,
+    factor: jax.Array,
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    accumulator: DTypeLike,
+) -> jax.Array:
+    del axis, precision  # Features come first; each product is exact.
+    a, b, c, d = factor.shape
+    batch = x.shape[1]
+    blocks = x.astype(accumulator).reshape(a, c, d, batch)
+    y = _multiply_add(factor.astype(accumulator), blocks)
+    return y.reshape(a * b * d, batch)
+
+
+@register("elementwise")
+def elementwise(
+    x: jax.Array,
+    factors: tuple[jax.Array, ...],
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: DTypeLike,
+) -> jax.Array:
+    """Broadcast multiply-add with the batch innermost.
+
+    With axis=-1 the whole chain runs between two transposes.
+
+    Raises:
+      NotImplementedError: for blocks of more than `MAX_BLOCK` columns.
+    """
+    widest = max(factor.shape[2] for factor in factors)
+    if widest > MAX_BLOCK:
+        raise NotImplementedError(
+            f"implementation 'elementwise' writes out one term per column of a block: "
+            f"at most {MAX_BLOCK}, got c = {widest}"
+        )
+    y = apply_one_by_one(
+        _product,
+        x.T if axis == -1 else x,
+        factors,
+        axis=0,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return y.T if axis == -1 else y

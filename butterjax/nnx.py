@@ -1,0 +1,145 @@
+"""Flax NNX module: a drop-in for `flax.nnx.Linear`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Array, Dtype, Initializer, PrecisionLike
+
+from butterjax.dense_like import apply_layer, check_chain, default_chain
+from butterjax.initializers import init_factor
+from butterjax.pattern import Chain, Pattern
+
+
+default_kernel_init = nnx.initializers.lecun_normal()
+default_bias_init = nnx.initializers.zeros_init()
+
+
+class Butterfly(nnx.Module):
+    """A linear transformation over the last axis whose matrix is a butterfly chain.
+
+    Takes the place of `flax.nnx.Linear`: y = K₁K₂…K_L x + bias, with the weights of
+    each factor in a parameter of its own, `factor_0` (the leftmost) to
+    `factor_{L-1}` of shapes (a, b, c, d), and `bias` of shape (out_features,).
+
+    Sizes that do not factor well are padded with zeros and the result is cut to size;
+    `butterjax.default_chain` tells the chain used for given sizes.
+
+    Args:
+      in_features: number of input features.
+      out_features: number of output features.
+      use_bias: whether to add a bias to the output.
+      dtype: dtype of the computation (default: inferred from input and parameters).
+      param_dtype: dtype passed to the initialisers.
+      precision: as in `jax.lax.dot_general`.
+      kernel_init: initialiser of the factors, called once for each block with the
+        shape (c, b), that of a dense kernel (in, out), so that those of
+        `flax.nnx.initializers` mean what they mean for Linear. Wrapped in
+        `nnx.with_partitioning` it takes four names, for the axes (a, b, c, d).
+      bias_init: initialiser of the bias.
+      promote_dtype: function that promotes (inputs, *factors, bias) to one dtype.
+      preferred_element_type: dtype of the product's result.
+      rngs: rng streams; the `params` stream draws the parameters.
+      kernel_metadata: metadata of the factors' `nnx.Param`.
+      bias_metadata: metadata of the bias' `nnx.Param`.
+      chain: the chain, of at least as many in- and out-features as the layer
+        (default: `butterjax.default_chain`).
+      implementation: as in `butterjax.butterfly`.
+
+    Raises:
+      ValueError: if `chain` has too few in- or out-features.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        precision: PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        preferred_element_type: Dtype | None = None,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        chain: Chain | None = None,
+        implementation: str | None = None,
+    ) -> None:
+        chain = chain or default_chain(in_features, out_features)
+        check_chain(chain, in_features, out_features)
+        for i, pattern in enumerate(chain):
+            factor = _init_factor(kernel_init, rngs.params(), pattern, param_dtype)
+            setattr(self, f"factor_{i}", nnx.Param(factor, **kernel_metadata))
+        self.bias: nnx.Param[jax.Array] | None
+        if use_bias:
+            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            self.bias = nnx.Param(bias, **bias_metadata)
+        else:
+            self.bias = nnx.data(None)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = use_bias
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+        self.chain = chain
+        self.implementation = implementation
+
+    def __call__(self, inputs: Array) -> Array:
+        """Applies the transformation.
+
+        Args:
+          inputs: array of shape (..., in_features).
+
+        Returns:
+          Array of shape (..., out_features).
+        """
+        if jnp.shape(inputs)[-1] != self.in_features:
+            raise ValueError(
+                f"Butterfly: inputs of shape {jnp.shape(inputs)} must have "
+                f"in_features={self.in_features} along the last axis"
+            )
+        factors = [getattr(self, f"factor_{i}")[...] for i in range(len(self.chain))]
+        bias = self.bias[...] if self.bias is not None else None
+        inputs, *factors, bias = self.promote_dtype(
+            (inputs, *factors, bias), dtype=self.dtype
+        )
+        return apply_layer(
+            inputs,
+            factors,
+            bias,
+            self.out_features,
+            implementation=self.implementation,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+
+
+def _init_factor(
+    kernel_init: Initializer, key: jax.Array, pattern: Pattern, dtype: Dtype
+) -> Any:
+    """`init_factor` for initialisers that wrap their result in `VariableMetadata`."""
+    boxes: list[nnx.VariableMetadata[jax.Array]] = []
+
+    def unboxed(
+        key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
+    ) -> jax.Array:
+        block: Any = kernel_init(key, shape, dtype)
+        if isinstance(block, nnx.VariableMetadata):
+            boxes.append(block)
+            block = block.raw_value
+        return jnp.asarray(block)
+
+    factor = init_factor(unboxed, key, pattern, dtype)
+    return dataclasses.replace(boxes[0], raw_value=factor) if boxes else factor

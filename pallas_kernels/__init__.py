@@ -1,0 +1,1 @@
+"""Pallas GPU kernels for chains of butterfly factors: arrays in, arrays out."""
