@@ -7,9 +7,11 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
@@ -83,12 +85,48 @@ def to_dense(
     """
     fused = fuse(factors, _longest_runs(Chain.of(factors)), precision=precision)
     dtype = jnp.result_type(*fused)
-    multiply = functools.partial(
-        jnp.matmul,
+    dense = _factor_to_dense(fused[-1].astype(accumulation_dtype(dtype, dtype)))
+    for factor in reversed(fused[:-1]):
+        dense = apply_factor(
+            dense, factor, axis=0, precision=precision, accumulator=dense.dtype
+        )
+    return dense.astype(dtype)
+
+
+def apply_factor(
+    x: jax.Array,
+    factor: jax.Array,
+    *,
+    axis: Literal[0, -1],
+    precision: jax.lax.PrecisionLike,
+    accumulator: DTypeLike,
+) -> jax.Array:
+    """y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k] as one contraction.
+
+    Args:
+      x: (batch, a·c·d) for axis=-1, (a·c·d, batch) for axis=0.
+      factor: (a, b, c, d).
+      axis: the feature axis of x and of the result.
+      precision: as in `jax.lax.dot_general`.
+      accumulator: dtype of the sums and of the result.
+
+    Returns:
+      (batch, a·b·d) or (a·b·d, batch).
+    """
+    a, b, c, d = factor.shape
+    batch = x.shape[1 + axis]  # The axis that does not hold the features.
+    if axis == -1:
+        formula, blocks = "nilk,ijlk->nijk", (batch, a, c, d)
+    else:
+        formula, blocks = "ilkn,ijlk->ijkn", (a, c, d, batch)
+    y = jnp.einsum(
+        formula,
+        x.reshape(blocks),
+        factor,
         precision=precision,
-        preferred_element_type=accumulation_dtype(dtype, dtype),
+        preferred_element_type=accumulator,
     )
-    return functools.reduce(multiply, map(_factor_to_dense, fused)).astype(dtype)
+    return y.reshape((batch, a * b * d) if axis == -1 else (a * b * d, batch))
 
 
 def _longest_runs(chain: Chain) -> tuple[int, ...]:

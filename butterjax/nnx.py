@@ -15,7 +15,6 @@ from butterjax.dense_like import apply_layer, check_chain, default_chain
 from butterjax.initializers import init_factor
 from butterjax.pattern import Chain, Pattern
 
-
 default_kernel_init = nnx.initializers.lecun_normal()
 default_bias_init = nnx.initializers.zeros_init()
 

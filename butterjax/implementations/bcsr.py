@@ -51,7 +51,11 @@ def bcsr(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
 ) -> jax.Array:
-    """One sparse-dense product per factor; the sparse matrix is on the left."""
+    """One sparse-dense product per factor; the sparse matrix is on the left.
+
+    On CPU `jax.export` takes it only with the check of the custom call
+    `cpu_csr_sparse_dense_ffi` disabled: JAX may change it between versions.
+    """
     return apply_one_by_one(
         _product,
         x,

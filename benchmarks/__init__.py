@@ -1,0 +1,1 @@
+"""Benchmarks of butterfly chains against dense layers and against one another."""

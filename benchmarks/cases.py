@@ -1,0 +1,51 @@
+"""The chains that are measured, by name or as a flag spells them."""
+
+import re
+from collections.abc import Sequence
+
+import butterjax as bj
+
+# Layers of the networks in arXiv 2405.15013, section 5 and its public code.
+PAPER_CHAINS = {
+    "vit_s16_qkvo": bj.Chain([(1, 192, 48, 2), (2, 48, 192, 1)]),
+    "vit_s16_up": bj.Chain([(1, 768, 192, 2), (6, 64, 64, 1)]),
+    "vit_s16_down": bj.Chain([(1, 128, 128, 3), (6, 64, 256, 1)]),
+    "gpt2_medium_down": bj.Chain([(1, 64, 64, 16), (16, 64, 256, 1)]),
+}
+
+DEFAULT_SPECS = (
+    *(f"square_dyadic:{n}" for n in (256, 1024, 4096)),
+    *(f"monarch:{n}x{n}" for n in (256, 1024, 4096)),
+    *PAPER_CHAINS,
+)
+
+SPEC_HELP = (
+    "square_dyadic:N, monarch:INxOUT, patterns (a,b,c,d)(a,b,c,d)... in the order of "
+    f"the matrix product, or one of {', '.join(PAPER_CHAINS)}"
+)
+
+_PATTERN = r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)"
+
+
+def parse_chain(spec: str) -> bj.Chain:
+    """The chain that a spec names; `SPEC_HELP` tells the forms.
+
+    Raises:
+      ValueError: if the spec has none of the forms, or names an impossible chain.
+    """
+    if spec in PAPER_CHAINS:
+        return PAPER_CHAINS[spec]
+    if match := re.fullmatch(r"square_dyadic:(\d+)", spec):
+        return bj.Chain.square_dyadic(int(match[1]))
+    if match := re.fullmatch(r"monarch:(\d+)x(\d+)", spec):
+        return bj.Chain.monarch(int(match[1]), int(match[2]))
+    if re.fullmatch(rf"({_PATTERN}\s*)+", spec):
+        return bj.Chain(
+            [tuple(map(int, found)) for found in re.findall(_PATTERN, spec)]
+        )
+    raise ValueError(f"{spec!r} is no chain; write {SPEC_HELP}")
+
+
+def can_parse(specs: Sequence[str]) -> bool:
+    """Whether every spec names a chain, and there is one; raises as `parse_chain`."""
+    return bool([parse_chain(spec) for spec in specs])

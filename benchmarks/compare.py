@@ -1,0 +1,230 @@
+"""Compares butterfly chains with dense layers, and their implementations.
+
+For each chain, in each layout and direction, every implementation is timed against a
+dense layer of the same size, call by call in turn, on random input; outputs and
+gradients are checked against float64.
+
+  python -m benchmarks.compare
+  python -m benchmarks.compare --chain=monarch:768x3072 --batch=4096 --dtype=bfloat16
+  python -m benchmarks.compare --chain="(1,64,64,16)(16,64,256,1)" --batch=1
+
+Prints a table, and writes into --output_dir one JSON line per measurement
+(compare.jsonl, appended to as it goes) and a plot (compare.png).
+"""
+
+import concurrent.futures
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+from absl import app, flags, logging
+from rich.console import Console
+from rich.progress import Progress
+
+import butterjax as bj
+from benchmarks import cases, figures, measure, results, tables, workloads
+from butterjax.numerics import tolerance
+
+_CHAIN = flags.DEFINE_multi_string(
+    "chain",
+    list(cases.DEFAULT_SPECS),
+    f"Chain to measure; may be given several times. {cases.SPEC_HELP}.",
+)
+_BATCH = flags.DEFINE_integer("batch", 512, "Rows of x.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of all arrays."
+)
+_LAYOUT = flags.DEFINE_multi_enum(
+    "layout",
+    ["feature_last"],
+    list(workloads.LAYOUTS),
+    "feature_last for x of shape (batch, features), feature_first for the other.",
+)
+_DIRECTION = flags.DEFINE_multi_enum(
+    "direction",
+    list(workloads.DIRECTIONS),
+    list(workloads.DIRECTIONS),
+    "What is run.",
+)
+_IMPLEMENTATION = flags.DEFINE_multi_enum(
+    "implementation",
+    list(bj.implementations.names()),
+    list(bj.implementations.names()),
+    "Implementation to measure; may be given several times.",
+)
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit",
+    2.0,
+    "Seconds to spend timing each chain in each direction.",
+    lower_bound=0.0,
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random input.", lower_bound=0)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "results/compare", "Folder for the rows and the plot."
+)
+
+
+# JAX tells at the level INFO of each kind of device that it did not find.
+flags.FLAGS.set_default("verbosity", logging.WARNING)
+
+
+@flags.validator("chain")
+def _check_chains(specs: Sequence[str]) -> bool:
+    try:
+        return cases.can_parse(specs)
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
+
+
+def planned() -> Iterator[workloads.Workload]:
+    """The workloads that the flags ask for."""
+    for case, layout, direction in itertools.product(
+        _CHAIN.value, _LAYOUT.value, _DIRECTION.value
+    ):
+        yield workloads.Workload(
+            case=case,
+            chain=cases.parse_chain(case),
+            batch=_BATCH.value,
+            dtype=_DTYPE.value,
+            layout=layout,
+            direction=direction,
+        )
+
+
+def compile_one(
+    workload: workloads.Workload, implementation: str, inputs: workloads.Inputs
+) -> tuple[functools.partial, float] | str:
+    """A call that is ready to run and the seconds it took, or why there is none."""
+    function, arguments = workloads.call(
+        workload, implementation, inputs, workload.dtype
+    )
+    start = time.perf_counter()
+    try:
+        lowered = jax.jit(function).lower(*arguments)
+    except NotImplementedError as error:
+        return str(error)
+    compiled = lowered.compile()
+    return functools.partial(compiled, *arguments), time.perf_counter() - start
+
+
+def measure_one(
+    workload: workloads.Workload,
+    implementations: Sequence[str],
+    *,
+    environment: results.Environment,
+    seed: int,
+    time_limit: float,
+) -> list[results.Row]:
+    """Measures the implementations and the dense layer on one workload."""
+    names = [workloads.DENSE_LAYER, *implementations]
+    inputs = workloads.draw(workload, seed)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        compiling = {
+            name: pool.submit(compile_one, workload, name, inputs) for name in names
+        }
+        built = {name: future.result() for name, future in compiling.items()}
+    ready = {name: made for name, made in built.items() if not isinstance(made, str)}
+    calls = {name: made[0] for name, made in ready.items()}
+    samples = measure.interleave(calls, time_limit=time_limit, seed=seed)
+    exact = {
+        kind: workloads.truth(workload, kind, inputs)
+        for kind in (workloads.DENSE_LAYER, "chain")
+    }
+    default = bj.planning.choose(workload.chain, workload.dtype)
+    rows = []
+    for name in names:
+        is_dense_layer = name == workloads.DENSE_LAYER
+        measured = name in ready
+        rows.append(
+            results.Row(
+                environment=environment,
+                case=workload.case,
+                chain=workload.chain.shapes,
+                batch=workload.batch,
+                dtype=workload.dtype,
+                layout=workload.layout,
+                direction=workload.direction,
+                implementation=name,
+                is_default=name == default,
+                seconds=samples[name].quartiles() if measured else None,
+                num_samples=len(samples[name].seconds) if measured else 0,
+                ratio_to_dense_layer=samples[name].ratio_to(
+                    samples[workloads.DENSE_LAYER]
+                )
+                if measured
+                else None,
+                compile_seconds=ready[name][1] if measured else None,
+                error=workloads.worst_error(
+                    calls[name](),
+                    exact[workloads.DENSE_LAYER if is_dense_layer else "chain"],
+                )
+                if measured
+                else None,
+                tolerance=tolerance(
+                    workload.dtype,
+                    1 if is_dense_layer else len(workload.chain),
+                    tf32=jax.default_backend() == "gpu",
+                ),
+                flops=2 * workload.batch * workload.chain.num_weights,
+                floor_bytes=workload.floor_bytes,
+                unsupported=None if measured else str(built[name]),
+            )
+        )
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    console = Console()
+    output_dir = pathlib.Path(_OUTPUT_DIR.value)
+    rows_file = output_dir / "compare.jsonl"
+    environment = results.Environment.now()
+    todo = list(planned())
+    rows: list[results.Row] = []
+    interrupted = False
+    console.print(
+        f"batch {_BATCH.value}, {_DTYPE.value}, on {environment.device}",
+        style="bold",
+    )
+    try:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("", total=len(todo))
+            for workload in todo:
+                progress.update(
+                    bar, description=f"{workload.case}, {workload.direction}"
+                )
+                new = measure_one(
+                    workload,
+                    _IMPLEMENTATION.value,
+                    environment=environment,
+                    seed=_SEED.value,
+                    time_limit=_TIME_LIMIT.value,
+                )
+                results.append(rows_file, new)
+                rows += new
+                progress.advance(bar)
+    except KeyboardInterrupt:
+        interrupted = True
+    if rows:
+        console.print(tables.compare(rows))
+        console.print(tables.summary(rows))
+        figures.compare(rows, output_dir / "compare.png")
+        console.print(f"rows: {rows_file}\nplot: {output_dir / 'compare.png'}")
+    if interrupted:
+        console.print(f"interrupted after {len(rows)} measurements; rows are kept")
+        return 130
+    wrong = [row for row in rows if row.is_wrong]
+    for row in wrong:
+        console.print(
+            f"WRONG: {row.implementation} on {row.case}, {row.direction}: error "
+            f"{row.error:.1e} is above {row.tolerance:.1e}"
+        )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    app.run(main)
