@@ -13,11 +13,13 @@ Prints a table, and writes into --output_dir one JSON line per measurement
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -25,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import butterjax as bj
-from benchmarks import cases, figures, measure, results, tables, workloads
+from benchmarks import cases, figures, files, measure, results, tables, workloads
 from butterjax.numerics import tolerance
 
 _CHAIN = flags.DEFINE_multi_string(
@@ -57,7 +59,7 @@ _IMPLEMENTATION = flags.DEFINE_multi_enum(
 )
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit",
-    2.0,
+    1.5,
     "Seconds to spend timing each chain in each direction.",
     lower_bound=0.0,
 )
@@ -65,10 +67,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random input.", lower_bound
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "results/compare", "Folder for the rows and the plot."
 )
-
-
-# JAX tells at the level INFO of each kind of device that it did not find.
-flags.FLAGS.set_default("verbosity", logging.WARNING)
 
 
 @flags.validator("chain")
@@ -94,10 +92,18 @@ def planned() -> Iterator[workloads.Workload]:
         )
 
 
-def compile_one(
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A compiled call, ready to run, and the seconds it took to trace and compile."""
+
+    run: Callable[[], Any]
+    seconds: float
+
+
+def build(
     workload: workloads.Workload, implementation: str, inputs: workloads.Inputs
-) -> tuple[functools.partial, float] | str:
-    """A call that is ready to run and the seconds it took, or why there is none."""
+) -> Built | str:
+    """The call to time, or the reason why the implementation refuses it."""
     function, arguments = workloads.call(
         workload, implementation, inputs, workload.dtype
     )
@@ -107,10 +113,11 @@ def compile_one(
     except NotImplementedError as error:
         return str(error)
     compiled = lowered.compile()
-    return functools.partial(compiled, *arguments), time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return Built(functools.partial(compiled, *arguments), seconds)
 
 
-def measure_one(
+def measure_all(
     workload: workloads.Workload,
     implementations: Sequence[str],
     *,
@@ -118,61 +125,58 @@ def measure_one(
     seed: int,
     time_limit: float,
 ) -> list[results.Row]:
-    """Measures the implementations and the dense layer on one workload."""
+    """Times the implementations against the dense layer on one workload."""
     names = [workloads.DENSE_LAYER, *implementations]
     inputs = workloads.draw(workload, seed)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        compiling = {
-            name: pool.submit(compile_one, workload, name, inputs) for name in names
-        }
-        built = {name: future.result() for name, future in compiling.items()}
-    ready = {name: made for name, made in built.items() if not isinstance(made, str)}
-    calls = {name: made[0] for name, made in ready.items()}
-    samples = measure.interleave(calls, time_limit=time_limit, seed=seed)
-    exact = {
-        kind: workloads.truth(workload, kind, inputs)
-        for kind in (workloads.DENSE_LAYER, "chain")
-    }
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.map(lambda name: build(workload, name, inputs), names)
+        built = dict(zip(names, made, strict=True))
+    ready = {name: one for name, one in built.items() if isinstance(one, Built)}
+    samples = measure.interleave(
+        {name: one.run for name, one in ready.items()},
+        time_limit=time_limit,
+        seed=seed,
+    )
+    exact_layer = workloads.truth(workload, inputs, dense_layer=True)
+    exact_chain = workloads.truth(workload, inputs, dense_layer=False)
     default = bj.planning.choose(workload.chain, workload.dtype)
     rows = []
-    for name in names:
-        is_dense_layer = name == workloads.DENSE_LAYER
-        measured = name in ready
-        rows.append(
-            results.Row(
-                environment=environment,
-                case=workload.case,
-                chain=workload.chain.shapes,
-                batch=workload.batch,
-                dtype=workload.dtype,
-                layout=workload.layout,
-                direction=workload.direction,
-                implementation=name,
-                is_default=name == default,
-                seconds=samples[name].quartiles() if measured else None,
-                num_samples=len(samples[name].seconds) if measured else 0,
+    for name, one in built.items():
+        is_layer = name == workloads.DENSE_LAYER
+        measured = None
+        if isinstance(one, Built):
+            measured = results.Measurement(
+                seconds=samples[name].quartiles(),
+                num_samples=len(samples[name].seconds),
                 ratio_to_dense_layer=samples[name].ratio_to(
                     samples[workloads.DENSE_LAYER]
-                )
-                if measured
-                else None,
-                compile_seconds=ready[name][1] if measured else None,
-                error=workloads.worst_error(
-                    calls[name](),
-                    exact[workloads.DENSE_LAYER if is_dense_layer else "chain"],
-                )
-                if measured
-                else None,
-                tolerance=tolerance(
-                    workload.dtype,
-                    1 if is_dense_layer else len(workload.chain),
-                    tf32=jax.default_backend() == "gpu",
                 ),
-                flops=2 * workload.batch * workload.chain.num_weights,
-                floor_bytes=workload.floor_bytes,
-                unsupported=None if measured else str(built[name]),
+                compile_seconds=one.seconds,
+                error=workloads.worst_error(
+                    one.run(), exact_layer if is_layer else exact_chain
+                ),
             )
+        row = results.Row(
+            environment=environment,
+            case=workload.case,
+            chain=workload.chain.shapes,
+            batch=workload.batch,
+            dtype=workload.dtype,
+            layout=workload.layout,
+            direction=workload.direction,
+            implementation=name,
+            is_default=name == default,
+            tolerance=tolerance(
+                workload.dtype,
+                1 if is_layer else len(workload.chain),
+                tf32=jax.default_backend() == "gpu",
+            ),
+            flops=workload.batch * workload.chain.flops,
+            floor_bytes=workload.floor_bytes,
+            measured=measured,
+            unsupported=one if isinstance(one, str) else None,
         )
+        rows.append(row)
     return rows
 
 
@@ -181,6 +185,11 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console = Console()
     output_dir = pathlib.Path(_OUTPUT_DIR.value)
+    try:
+        files.make_folder(output_dir)
+    except OSError as error:
+        console.print(f"error: --output_dir={output_dir}: {error}")
+        return 1
     rows_file = output_dir / "compare.jsonl"
     environment = results.Environment.now()
     todo = list(planned())
@@ -197,7 +206,7 @@ def main(argv: Sequence[str]) -> int:
                 progress.update(
                     bar, description=f"{workload.case}, {workload.direction}"
                 )
-                new = measure_one(
+                new = measure_all(
                     workload,
                     _IMPLEMENTATION.value,
                     environment=environment,
@@ -220,11 +229,12 @@ def main(argv: Sequence[str]) -> int:
     wrong = [row for row in rows if row.is_wrong]
     for row in wrong:
         console.print(
-            f"WRONG: {row.implementation} on {row.case}, {row.direction}: error "
-            f"{row.error:.1e} is above {row.tolerance:.1e}"
+            f"WRONG: {row.implementation}, {tables.title(row)}: an output is further "
+            f"from float64 than {row.tolerance:.0e}"
         )
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)  # Not JAX's search for devices.
     app.run(main)

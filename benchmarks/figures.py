@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.files import write_whole
 from benchmarks.results import Row
-from benchmarks.tables import by_workload
+from benchmarks.tables import by_workload, title
 from benchmarks.workloads import DENSE_LAYER
 
 _MARKERS = "osD^vPX*<>hp"
@@ -29,10 +29,10 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     ax = figure.subplots()
     for index, name in enumerate(names):
         points = [
-            (row.ratio_to_dense_layer, position)
+            (row.measured.ratio_to_dense_layer, position)
             for position, group in enumerate(groups)
             for row in group
-            if row.implementation == name and row.ratio_to_dense_layer
+            if row.implementation == name and row.measured
         ]
         if not points:
             continue
@@ -55,7 +55,7 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_yticks(
         range(len(groups)),
-        [f"{g[0].case}, {g[0].layout}, {g[0].direction}" for g in groups],
+        [title(group[0]) for group in groups],
         fontsize=8,
     )
     ax.invert_yaxis()

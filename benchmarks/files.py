@@ -1,21 +1,28 @@
 """Files that are written whole or not at all."""
 
-import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes a folder where there is none.
+
+    Raises:
+      OSError: if that cannot be done, or nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+
+
 def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file under another name, then renames it: it is never partial.
+    """Lets a file be written elsewhere, then moves it here: it is never partial.
 
     Args:
-      path: the file to make or replace; its folder is made too.
+      path: the file to make or replace.
       write: writes the contents to the path that it is given.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        part = pathlib.Path(folder, path.name)
         write(part)
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def interleave(
     functions: Mapping[str, Callable[[], Any]],
     *,
     time_limit: float,
-    min_rounds: int = 5,
+    min_rounds: int = 3,
     max_rounds: int = 50,
     seed: int = 0,
 ) -> dict[str, Samples]:

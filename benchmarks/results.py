@@ -44,8 +44,27 @@ class Environment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one implementation took on one workload. Times are in seconds.
+
+    Attributes:
+      seconds: first quartile, median and third quartile of a call.
+      num_samples: number of timed calls.
+      ratio_to_dense_layer: quartiles of the ratio of the times, call by call.
+      compile_seconds: time to trace and compile.
+      error: largest relative Frobenius error of an output against float64.
+    """
+
+    seconds: tuple[float, float, float]
+    num_samples: int
+    ratio_to_dense_layer: tuple[float, float, float]
+    compile_seconds: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """One implementation on one case. Times are in seconds, sizes in bytes.
+    """One implementation on one workload.
 
     Attributes:
       environment: of the run.
@@ -58,16 +77,11 @@ class Row:
       implementation: name in the registry, or "dense layer" for one product with a
         ready matrix of the same size.
       is_default: whether `implementation=None` takes this one.
-      seconds: first quartile, median and third quartile.
-      num_samples: number of timed calls.
-      ratio_to_dense_layer: quartiles of the ratio, call by call, in the same run.
-      compile_seconds: time to trace and compile.
-      error: largest relative Frobenius error of an output against float64.
       tolerance: the error that is allowed.
-      flops: of the chain's forward pass as given.
-      floor_bytes: x, the factors and y moved once.
-      unsupported: why the implementation refused the case; the measured fields are
-        None then.
+      flops: of the chain's forward pass as given, for the whole batch.
+      floor_bytes: bytes of x, the factors and y, each moved once.
+      measured: what was measured, None where the implementation refused.
+      unsupported: why it refused, None where it did not.
     """
 
     environment: Environment
@@ -79,31 +93,26 @@ class Row:
     direction: str
     implementation: str
     is_default: bool
-    seconds: tuple[float, float, float] | None
-    num_samples: int
-    ratio_to_dense_layer: tuple[float, float, float] | None
-    compile_seconds: float | None
-    error: float | None
     tolerance: float
     flops: int
     floor_bytes: int
+    measured: Measurement | None
     unsupported: str | None
 
     @property
     def median(self) -> float:
         """Median time in seconds; infinite where nothing was measured."""
-        return self.seconds[1] if self.seconds else float("inf")
+        return self.measured.seconds[1] if self.measured else float("inf")
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the outputs are further from float64 than allowed."""
-        return self.error is not None and not self.error <= self.tolerance
+        """Whether an output is further from float64 than allowed."""
+        return self.measured is not None and not self.measured.error <= self.tolerance
 
 
 def append(path: pathlib.Path, rows: Iterable[Row]) -> None:
     """Adds rows to a file, in one write, so that a reader sees whole lines."""
     text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write(text.encode())
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.table import Table
 
 from benchmarks.results import Row
@@ -23,33 +24,41 @@ def best(group: Sequence[Row]) -> Row:
     )
 
 
+def title(row: Row) -> str:
+    """A workload in a few words; feature-last goes without saying."""
+    layout = ", feature_first" if row.layout == "feature_first" else ""
+    return f"{row.case}{layout}, {row.direction}"
+
+
 def compare(rows: Sequence[Row]) -> Table:
     """Times, ratios to the dense layer and to the best, and errors."""
-    table = Table(caption="* is what implementation=None takes; times are medians")
-    for title in ("chain", "layout", "direction", "implementation"):
-        table.add_column(title, no_wrap=True)
-    for title in ("ms", "quartiles", "÷ dense layer", "÷ best", "error"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="* is what implementation=None takes. ms: median; ±: half the "
+        "interquartile range; error: relative, against float64",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("ms", "±", "÷ dense layer", "÷ best", "error"):
+        table.add_column(heading, justify="right")
     for group in by_workload(rows):
+        table.add_row(title(group[0]), style="bold")
         fastest = best(group)
-        for i, row in enumerate(group):
-            where = (row.case, row.layout, row.direction) if i == 0 else ("",) * 3
-            name = row.implementation + (" *" if row.is_default else "")
-            if row.seconds is None or row.ratio_to_dense_layer is None:
-                table.add_row(*where, name, "–", "unsupported")
+        for row in group:
+            name = f"  {row.implementation}{' *' if row.is_default else ''}"
+            if row.measured is None:
+                table.add_row(f"{name}: unsupported")
                 continue
-            low, middle, high = (1e3 * value for value in row.seconds)
+            low, middle, high = row.measured.seconds
             table.add_row(
-                *where,
                 name,
-                f"{middle:.2f}",
-                f"{low:.2f} – {high:.2f}",
-                f"{row.ratio_to_dense_layer[1]:.2f}",
+                f"{1e3 * middle:.2f}",
+                f"{(high - low) / 2 / middle:.0%}",
+                f"{row.measured.ratio_to_dense_layer[1]:.2f}",
                 f"{row.median / fastest.median:.2f}",
-                f"{row.error:.0e}" + (" WRONG" if row.is_wrong else ""),
-                style="bold" if row is fastest else None,
-                end_section=i == len(group) - 1,
+                f"{row.measured.error:.0e}" + (" WRONG" if row.is_wrong else ""),
             )
+        table.add_section()
     return table
 
 
@@ -61,21 +70,21 @@ def summary(rows: Sequence[Row]) -> str:
         (row.median / best(group).median, row)
         for group in groups
         for row in group
-        if row.is_default and row.seconds
+        if row.is_default and row.measured
     ]
     if defaults:
         ratio, row = max(defaults, key=lambda pair: pair[0])
         lines.append(
-            f"implementation=None: at worst {ratio:.2f} times the best, on {row.case}, "
-            f"{row.layout}, {row.direction}"
+            f"implementation=None takes at most {ratio:.2f} times as long as the best "
+            f"implementation ({title(row)})"
         )
     ahead = [
         group
         for group in groups
-        if (ratios := best(group).ratio_to_dense_layer) and ratios[2] < 1
+        if (taken := best(group).measured) and taken.ratio_to_dense_layer[2] < 1
     ]
     lines.append(
-        f"the best butterfly is faster than the dense layer in {len(ahead)} of "
-        f"{len(groups)} workloads"
+        f"The best implementation beats the dense layer, quartiles and all, in "
+        f"{len(ahead)} of {len(groups)} workloads"
     )
     return "\n".join(lines)

@@ -120,8 +120,8 @@ def _with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return run
 
 
-def truth(workload: Workload, implementation: str, inputs: Inputs) -> list[np.ndarray]:
-    """The outputs in float64, through the multiplied-out matrix.
+def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[np.ndarray]:
+    """The outputs in float64, of the dense layer or of the multiplied-out chain.
 
     The inputs are rounded to the workload's dtype first, so that what is left of an
     error is the implementation's own.
@@ -133,7 +133,7 @@ def truth(workload: Workload, implementation: str, inputs: Inputs) -> list[np.nd
         kernel=round_off(inputs.kernel),
         dy=round_off(inputs.dy),
     )
-    dense = DENSE_LAYER if implementation == DENSE_LAYER else "dense"
+    dense = DENSE_LAYER if dense_layer else "dense"
     with jax.enable_x64(True):
         function, arguments = call(workload, dense, rounded, "float64")
         outputs = jax.jit(function)(*arguments)

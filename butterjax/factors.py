@@ -88,7 +88,11 @@ def to_dense(
     dense = _factor_to_dense(fused[-1].astype(accumulation_dtype(dtype, dtype)))
     for factor in reversed(fused[:-1]):
         dense = apply_factor(
-            dense, factor, axis=0, precision=precision, accumulator=dense.dtype
+            dense,
+            factor,
+            axis=0,
+            precision=precision,
+            preferred_element_type=dense.dtype,
         )
     return dense.astype(dtype)
 
@@ -99,7 +103,7 @@ def apply_factor(
     *,
     axis: Literal[0, -1],
     precision: jax.lax.PrecisionLike,
-    accumulator: DTypeLike,
+    preferred_element_type: DTypeLike,
 ) -> jax.Array:
     """y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k] as one contraction.
 
@@ -108,7 +112,7 @@ def apply_factor(
       factor: (a, b, c, d).
       axis: the feature axis of x and of the result.
       precision: as in `jax.lax.dot_general`.
-      accumulator: dtype of the sums and of the result.
+      preferred_element_type: dtype of the result.
 
     Returns:
       (batch, a·b·d) or (a·b·d, batch).
@@ -124,8 +128,8 @@ def apply_factor(
         x.reshape(blocks),
         factor,
         precision=precision,
-        preferred_element_type=accumulator,
-    )
+        preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
+    ).astype(preferred_element_type)
     return y.reshape((batch, a * b * d) if axis == -1 else (a * b * d, batch))
 
 

@@ -13,6 +13,7 @@ from butterjax.implementations.registry import (
     apply_one_by_one,
     register,
 )
+from butterjax.numerics import accumulation_dtype
 
 
 def _product(
@@ -21,13 +22,14 @@ def _product(
     *,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
-    accumulator: DTypeLike,
+    preferred_element_type: DTypeLike,
 ) -> jax.Array:
     a, b, c, d = factor.shape
     i, _, k, column = np.ix_(range(a), range(b), range(d), range(c))
     indices = np.broadcast_to((i * c + column) * d + k, (a, b, d, c)).reshape(-1)
     pointers = np.arange(a * b * d + 1) * c
     # Cast first: XLA has sparse products for no 16-bit type.
+    accumulator = accumulation_dtype(x.dtype, preferred_element_type)
     data = jnp.swapaxes(factor, 2, 3).reshape(-1).astype(accumulator)
     matrix = sparse.BCSR(
         (data, jnp.asarray(indices, jnp.int32), jnp.asarray(pointers, jnp.int32)),
@@ -38,7 +40,7 @@ def _product(
         (x.T if axis == -1 else x).astype(accumulator),
         dimension_numbers=(((1,), (0,)), ((), ())),
         precision=cast(None, precision),  # Annotated as None alone.
-    )
+    ).astype(preferred_element_type)
     return y.T if axis == -1 else y
 
 

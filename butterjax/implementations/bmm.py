@@ -9,6 +9,7 @@ from butterjax.implementations.registry import (
     apply_one_by_one,
     register,
 )
+from butterjax.numerics import accumulation_dtype
 
 
 def _product(
@@ -17,18 +18,23 @@ def _product(
     *,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
-    accumulator: DTypeLike,
+    preferred_element_type: DTypeLike,
 ) -> jax.Array:
     a, b, c, d = factor.shape
     batch = x.shape[1 + axis]  # The axis that does not hold the features.
-    w = factor.transpose(0, 3, 1, 2).reshape(a * d, b, c)
     if axis == -1:
-        blocks = x.reshape(batch, a, c, d).transpose(1, 3, 0, 2)
-        lhs, rhs = blocks.reshape(a * d, batch, c), jnp.swapaxes(w, 1, 2)
+        lhs = x.reshape(batch, a, c, d).transpose(1, 3, 0, 2).reshape(a * d, batch, c)
+        rhs = factor.transpose(0, 3, 2, 1).reshape(a * d, c, b)
     else:
-        blocks = x.reshape(a, c, d, batch).transpose(0, 2, 1, 3)
-        lhs, rhs = w, blocks.reshape(a * d, c, batch)
-    y = jnp.matmul(lhs, rhs, precision=precision, preferred_element_type=accumulator)
+        lhs = factor.transpose(0, 3, 1, 2).reshape(a * d, b, c)
+        rhs = x.reshape(a, c, d, batch).transpose(0, 2, 1, 3).reshape(a * d, c, batch)
+    # Rounded before it is permuted: the permutation then moves fewer bytes.
+    y = jnp.matmul(
+        lhs,
+        rhs,
+        precision=precision,
+        preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
+    ).astype(preferred_element_type)
     if axis == -1:
         y = y.reshape(a, d, batch, b).transpose(2, 0, 3, 1)
         return y.reshape(batch, a * b * d)

@@ -12,6 +12,7 @@ from butterjax.implementations.registry import (
     apply_one_by_one,
     register,
 )
+from butterjax.numerics import accumulation_dtype
 
 # The terms are written out one by one, so the program grows with c.
 MAX_BLOCK = 64
@@ -52,14 +53,15 @@ def _product(
     *,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
-    accumulator: DTypeLike,
+    preferred_element_type: DTypeLike,
 ) -> jax.Array:
     del axis, precision  # Features come first; each product is exact.
     a, b, c, d = factor.shape
     batch = x.shape[1]
+    accumulator = accumulation_dtype(x.dtype, preferred_element_type)
     blocks = x.astype(accumulator).reshape(a, c, d, batch)
     y = _multiply_add(factor.astype(accumulator), blocks)
-    return y.reshape(a * b * d, batch)
+    return y.reshape(a * b * d, batch).astype(preferred_element_type)
 
 
 @register("elementwise")

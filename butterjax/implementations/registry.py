@@ -13,12 +13,11 @@ while it is traced, by raising `NotImplementedError` with the reason, decided fr
 shapes and dtypes alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
 import jax
-
-from butterjax.numerics import accumulation_dtype
 
 FeatureAxis = Literal[0, -1]
 
@@ -38,7 +37,7 @@ class Implementation(Protocol):
 
 
 class FactorProduct(Protocol):
-    """Applies one factor to a matrix; the result has the dtype `accumulator`."""
+    """Applies one factor to a matrix; the arguments are those of `Implementation`."""
 
     def __call__(
         self,
@@ -47,7 +46,7 @@ class FactorProduct(Protocol):
         *,
         axis: FeatureAxis,
         precision: jax.lax.PrecisionLike,
-        accumulator: jax.typing.DTypeLike,
+        preferred_element_type: jax.typing.DTypeLike,
     ) -> jax.Array: ...
 
 
@@ -98,14 +97,7 @@ def apply_one_by_one(
     preferred_element_type: jax.typing.DTypeLike,
 ) -> jax.Array:
     """Applies a chain factor by factor, rounding to x's dtype in between."""
-    dtype = x.dtype
-    for i, factor in reversed(list(enumerate(factors))):
-        out = dtype if i else preferred_element_type
-        x = product(
-            x,
-            factor,
-            axis=axis,
-            precision=precision,
-            accumulator=accumulation_dtype(dtype, out),
-        ).astype(out)
-    return x
+    apply = functools.partial(product, axis=axis, precision=precision)
+    for factor in reversed(factors[1:]):
+        x = apply(x, factor, preferred_element_type=x.dtype)
+    return apply(x, factors[0], preferred_element_type=preferred_element_type)
