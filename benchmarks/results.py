@@ -9,8 +9,12 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import jax
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Row:
         return self.measured is not None and not self.measured.error <= self.tolerance
 
 
-def append(path: pathlib.Path, rows: Iterable[Row]) -> None:
+def append(path: pathlib.Path, rows: Iterable["DataclassInstance"]) -> None:
     """Adds rows to a file, in one write, so that a reader sees whole lines."""
     text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
     with path.open("ab", buffering=0) as file:

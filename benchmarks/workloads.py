@@ -62,31 +62,61 @@ class Inputs:
 def draw(workload: Workload, seed: int) -> Inputs:
     """Standard normal x and dy, weights that keep the variance."""
     rng = np.random.default_rng(seed)
-    chain, batch = workload.chain, workload.batch
-    first = workload.axis == 0
-
-    def rows(features: int) -> np.ndarray:
-        return rng.standard_normal((features, batch) if first else (batch, features))
-
-    shape = (chain.in_features, chain.out_features)
+    empty = shapes(workload)
+    sqrt_in = np.sqrt(workload.chain.in_features)
     return Inputs(
-        x=rows(chain.in_features),
-        factors=tuple(rng.standard_normal(s) / np.sqrt(s[2]) for s in chain.shapes),
-        kernel=rng.standard_normal(shape[::-1] if first else shape) / np.sqrt(shape[0]),
-        dy=rows(chain.out_features),
+        x=rng.standard_normal(empty.x.shape),
+        factors=tuple(
+            rng.standard_normal(s) / np.sqrt(s[2]) for s in workload.chain.shapes
+        ),
+        kernel=rng.standard_normal(empty.kernel.shape) / sqrt_in,
+        dy=rng.standard_normal(empty.dy.shape),
+    )
+
+
+def shapes(workload: Workload) -> Inputs:
+    """Inputs of zeros that take no memory, where only shapes matter."""
+    chain, batch = workload.chain, workload.batch
+    order = slice(None, None, -1 if workload.axis == 0 else 1)
+
+    def zeros(*shape: int) -> np.ndarray:
+        return np.broadcast_to(np.zeros(()), shape)
+
+    return Inputs(
+        x=zeros(*(batch, chain.in_features)[order]),
+        factors=tuple(zeros(*shape) for shape in chain.shapes),
+        kernel=zeros(*(chain.in_features, chain.out_features)[order]),
+        dy=zeros(*(batch, chain.out_features)[order]),
     )
 
 
 def call(
     workload: Workload, implementation: str | None, inputs: Inputs, dtype: DTypeLike
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The function to run, and its arguments in the given dtype.
+    """The function of `program`, and its arguments as arrays of the given dtype."""
+    function, arguments = program(workload, implementation, inputs)
+    return function, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arguments)
+
+
+def abstract_call(
+    workload: Workload, implementation: str | None
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """As `call`, with only the shapes and dtypes of the arguments."""
+    function, arguments = program(workload, implementation, shapes(workload))
+    return function, jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, workload.dtype), arguments
+    )
+
+
+def program(
+    workload: Workload, implementation: str | None, inputs: Inputs
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function to run, and the inputs that it takes.
 
     Args:
       workload: the case.
       implementation: as in `butterjax.butterfly`, or `DENSE_LAYER`.
-      inputs: of `draw`.
-      dtype: of the arguments.
+      inputs: of `draw` or `shapes`.
 
     Returns:
       A function of arrays alone, that returns y and, for "forward+backward", the
@@ -105,7 +135,7 @@ def call(
     arguments: tuple[Any, ...] = (inputs.x, weights)
     if workload.direction == "forward+backward":
         function, arguments = _with_gradients(function), (inputs.dy, *arguments)
-    return function, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arguments)
+    return function, arguments
 
 
 def _feature_first_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,0 +1,244 @@
+"""Compiles functions for an NVIDIA GPU on a machine without one, and reads the result.
+
+XLA's CUDA compiler needs a description of the chip and some wheels, but no device and
+no driver. What it makes tells which kernels run, what they need and which arrays are
+rewritten, never how fast that is: XLA tries no alternatives without a device.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from benchmarks import hlo, ptx
+
+DEVICE = "NVIDIA H200"
+CHIP = pathlib.Path(__file__).parent / "chips" / "nvidia_h200.txtpb"
+
+
+# Beside JAX; their dependencies come with them.
+WHEELS = (
+    "jax-cuda13-plugin",
+    "jax-cuda13-pjrt",
+    "nvidia-cuda-cupti",
+    "nvidia-cuda-nvcc",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime",
+    "nvidia-nvjitlink",
+    "nvidia-nvvm",
+)
+
+MOSAIC_GPU = "mosaic_gpu"
+_DUMP_TO = "MOSAIC_GPU_DUMP_TO"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes in the device's memory, as XLA's buffer assignment has them."""
+
+    argument: int
+    output: int
+    temporary: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a function was compiled to.
+
+    Attributes:
+      launches: all that one call starts on the device.
+      memory: that one call takes.
+      kernels: the Mosaic GPU kernels among the launches, each listed once.
+    """
+
+    launches: tuple[hlo.Launch, ...]
+    memory: Memory
+    kernels: tuple[ptx.Kernel, ...]
+
+    @property
+    def num_launches(self) -> int:
+        """How often a call starts anything on the device."""
+        return hlo.count(self.launches)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that transposes and copies write in a call."""
+        return hlo.moved_bytes(self.launches)
+
+
+def missing_wheels() -> tuple[str, ...]:
+    """Those of `WHEELS` that are not installed."""
+    return tuple(name for name in WHEELS if _version(name) is None)
+
+
+def wheel_versions() -> dict[str, str]:
+    """Versions of those of `WHEELS` that are installed."""
+    found = {name: _version(name) for name in WHEELS}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def target() -> jax.sharding.Sharding:
+    """One whole array on one `DEVICE`."""
+    topology = topologies.get_topology_desc(
+        "h200", platform="cuda", target_config=CHIP.read_text(), topology="1x1x1"
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("device",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def compile_for_gpu(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    options: Mapping[str, str | bool] | None = None,
+) -> Facts:
+    """Compiles a function for `DEVICE`.
+
+    Args:
+      function: of arrays.
+      arguments: arrays or `jax.ShapeDtypeStruct`, or trees of them.
+      options: of XLA's compiler.
+
+    Returns:
+      What came out.
+
+    Raises:
+      NotImplementedError: if the function raises it while it is traced.
+      CompilationError: if what was traced does not compile.
+    """
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target()),
+        arguments,
+    )
+    traced = jax.jit(function).trace(*placed)
+    with _dump_folder() as folder:
+        try:
+            with _stderr_on_failure():
+                compiled = traced.lower().compile(compiler_options=dict(options or {}))
+        except Exception as error:
+            raise CompilationError(f"{type(error).__name__}: {error}") from error
+        return facts(compiled, ptx.kernels(folder))
+
+
+class CompilationError(Exception):
+    """What was traced does not lower or compile."""
+
+
+def facts(compiled: jax.stages.Compiled, kernels: tuple[ptx.Kernel, ...]) -> Facts:
+    """What a compiled function launches and takes.
+
+    Raises:
+      ValueError: if it launches Mosaic GPU kernels and none was read, or the reverse.
+    """
+    launches = hlo.launches(hlo.parse(compiled.as_text() or ""))
+    used = any(launch.kind.startswith(MOSAIC_GPU) for launch in launches)
+    if used != bool(kernels):
+        raise ValueError(
+            f"{len(kernels)} Mosaic GPU kernels were dumped, but the program launches "
+            f"{'some' if used else 'none'}"
+        )
+    memory = compiled.memory_analysis()
+    return Facts(
+        launches=launches,
+        memory=Memory(
+            argument=memory.argument_size_in_bytes,
+            output=memory.output_size_in_bytes,
+            temporary=memory.temp_size_in_bytes,
+            peak=memory.peak_memory_in_bytes,
+        ),
+        kernels=kernels,
+    )
+
+
+@contextlib.contextmanager
+def _dump_folder() -> Iterator[pathlib.Path]:
+    """A folder, for the time being, that Mosaic GPU writes all its stages to."""
+    before = os.environ.get(_DUMP_TO)
+    folder = tempfile.mkdtemp(prefix="butterjax_")
+    os.environ[_DUMP_TO] = folder
+    try:
+        yield pathlib.Path(folder)
+    finally:
+        if before is None:
+            del os.environ[_DUMP_TO]
+        else:
+            os.environ[_DUMP_TO] = before
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _stderr_on_failure() -> Iterator[None]:
+    """Holds back what is written to the standard error, C code included.
+
+    Mosaic GPU complains there of each kernel that it cannot disassemble. If the body
+    raises, all that was written is shown.
+    """
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def kernel_problems(found: Facts, *, max_launches: int | None) -> tuple[str, ...]:
+    """What is wrong with a program that is meant to be all hand-written kernels.
+
+    Args:
+      found: what was compiled.
+      max_launches: how often a call may start anything, None where that is not known.
+
+    Returns:
+      One sentence each; empty if all is well.
+    """
+    problems = []
+    if not found.kernels:
+        problems.append("there is no Mosaic GPU kernel in it")
+    for kernel in found.kernels:
+        stored, loaded = kernel.spill_store_bytes, kernel.spill_load_bytes
+        if stored or loaded:
+            problems.append(
+                f"kernel {kernel.name} spills: each thread stores {stored} bytes and "
+                f"loads {loaded}"
+            )
+        problems += [f"kernel {kernel.name}: {line}" for line in kernel.warnings]
+    if max_launches is not None and found.num_launches > max_launches:
+        names = ", ".join(launch.name for launch in found.launches)
+        problems.append(
+            f"{found.num_launches} launches, more than {max_launches}: {names}"
+        )
+    problems += [
+        f"{launch.name} only transposes or copies: {launch.moved_bytes} bytes"
+        for launch in found.launches
+        if launch.moved_bytes
+    ]
+    return tuple(problems)
