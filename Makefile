@@ -3,7 +3,8 @@
 #
 # PYTHON  the interpreter to make .venv with; by default the first of PYTHONS that
 #         runs and is new enough
-# ARGS    more arguments for pytest (make test) or benchmarks.compare (make bench)
+# ARGS    more arguments for pytest (make test), benchmarks.compare (make bench) or
+#         benchmarks.gpu_compile (make gpu-compile)
 
 PYTHON ?=
 PYTHONS := python3.13 python3.12 python3
@@ -14,11 +15,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RESULTS := results
 
+# An environment with XLA's CUDA compiler, which needs no GPU.
+GPU_VENV := .venv-gpu
+GPU_BIN := $(GPU_VENV)/bin
+GPU_READY := $(GPU_VENV)/.ready
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format typecheck wheel test-wheel bazel-test clean
+.PHONY: help bench gpu-compile gpu-test test lint format typecheck wheel test-wheel \
+    bazel-test clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +35,12 @@ bench: $(READY)  ## compare the implementations here, and train the example with
 	@$(BIN)/python -m benchmarks.compare $(ARGS)
 	@$(BIN)/python -m examples.image_classifier
 	@echo "The report lies in $(CURDIR)/$(RESULTS)/."
+
+gpu-compile: $(GPU_READY)  ## compile everything for an NVIDIA H200; needs no GPU
+	@$(GPU_BIN)/python -m benchmarks.gpu_compile $(ARGS)
+
+gpu-test: $(GPU_READY)  ## run the tests of gpu-compile that need the CUDA compiler
+	@$(GPU_BIN)/python -m pytest tests/benchmarks/test_aot.py $(ARGS)
 
 test: $(READY)  ## run the tests against the sources
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -73,17 +86,18 @@ bazel-test:  ## run the tests with Bazel, which must be installed
 	    echo "error: no bazel on the PATH; Bazel 7.4 or newer is needed" >&2; exit 1; }
 	@bazel test //:all
 
-clean:  ## remove .venv, builds, caches, and results/
-	@rm -rf $(VENV) build dist $(RESULTS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-gpu, builds, caches, and results/
+	@rm -rf $(VENV) $(GPU_VENV) build dist $(RESULTS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(READY) is touched last, so an interrupted install leaves none; without one the
+# An environment: $(1) is its folder, $(2) what pip installs, $(3) how long it takes.
+# $(1)/.ready is touched last, so an interrupted install leaves none; without one the
 # environment is made anew.
-$(READY): pyproject.toml constraints.txt
+define make-venv
 	@set -e; \
 	fresh() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' \
 	    >/dev/null 2>&1 </dev/null; }; \
-	if ! [ -f $(READY) ] || ! fresh $(BIN)/python; then \
+	if ! [ -f $(1)/.ready ] || ! fresh $(1)/bin/python; then \
 	    python=; \
 	    if [ -n "$(PYTHON)" ]; then \
 	        fresh "$(PYTHON)" && python="$(PYTHON)"; \
@@ -104,12 +118,20 @@ $(READY): pyproject.toml constraints.txt
 	            "install it (on Debian and Ubuntu: python3-venv)" >&2; \
 	        exit 1; \
 	    fi; \
-	    echo "setting up $(VENV) with $$("$$python" --version), takes about a minute ..."; \
-	    rm -rf $(VENV); \
-	    "$$python" -m venv $(VENV); \
+	    echo "setting up $(1) with $$("$$python" --version), takes about $(3) ..."; \
+	    rm -rf $(1); \
+	    "$$python" -m venv $(1); \
 	else \
-	    echo "updating $(VENV) ..."; \
-	    rm -f $(READY); \
+	    echo "updating $(1) ..."; \
+	    rm -f $(1)/.ready; \
 	fi; \
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'; \
-	touch $(READY)
+	$(1)/bin/python -m pip install -qq $(2); \
+	touch $(1)/.ready
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(call make-venv,$(VENV),-c constraints.txt -e '.[dev]',a minute)
+
+$(GPU_READY): pyproject.toml constraints.txt constraints-gpu.txt
+	$(call make-venv,$(GPU_VENV),-c constraints.txt -r constraints-gpu.txt \
+	    -e '.[test]',two minutes)

@@ -114,6 +114,9 @@ def compile_for_gpu(
 ) -> Facts:
     """Compiles a function for `DEVICE`.
 
+    Wants JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and JAX_ENABLE_COMPILATION_CACHE=false in
+    the environment, and on a machine with a GPU JAX_PLATFORMS=cpu.
+
     Args:
       function: of arrays.
       arguments: arrays or `jax.ShapeDtypeStruct`, or trees of them.
@@ -131,24 +134,25 @@ def compile_for_gpu(
         arguments,
     )
     traced = jax.jit(function).trace(*placed)
-    with _dump_folder() as folder:
+    with _dump_folder() as folder, _held_stderr() as read:
         try:
-            with _stderr_on_failure():
-                compiled = traced.lower().compile(compiler_options=dict(options or {}))
+            compiled = traced.lower().compile(compiler_options=dict(options or {}))
         except Exception as error:
-            raise CompilationError(f"{type(error).__name__}: {error}") from error
+            message = f"{type(error).__name__}: {error}\n{read()}".strip()
+            raise CompilationError(message) from error
         return facts(compiled, ptx.kernels(folder))
 
 
 class CompilationError(Exception):
-    """What was traced does not lower or compile."""
+    """What was traced does not lower or compile; tells what the compiler printed."""
 
 
 def facts(compiled: jax.stages.Compiled, kernels: tuple[ptx.Kernel, ...]) -> Facts:
     """What a compiled function launches and takes.
 
     Raises:
-      ValueError: if it launches Mosaic GPU kernels and none was read, or the reverse.
+      ValueError: if it launches Mosaic GPU kernels and none was read, or the reverse;
+        or XLA does not tell what memory it takes.
     """
     launches = hlo.launches(hlo.parse(compiled.as_text() or ""))
     used = any(launch.kind.startswith(MOSAIC_GPU) for launch in launches)
@@ -158,6 +162,8 @@ def facts(compiled: jax.stages.Compiled, kernels: tuple[ptx.Kernel, ...]) -> Fac
             f"{'some' if used else 'none'}"
         )
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError("XLA has no memory analysis of the program")
     return Facts(
         launches=launches,
         memory=Memory(
@@ -187,23 +193,22 @@ def _dump_folder() -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _stderr_on_failure() -> Iterator[None]:
-    """Holds back what is written to the standard error, C code included.
+def _held_stderr() -> Iterator[Callable[[], str]]:
+    """Holds back what is written to the standard error, by C code too.
 
-    Mosaic GPU complains there of each kernel that it cannot disassemble. If the body
-    raises, all that was written is shown.
+    What it gives reads that. Mosaic GPU complains there of each kernel that it cannot disassemble.
     """
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as held:
+
+        def read() -> str:
+            held.seek(0)
+            return held.read().decode(errors="replace")
+
         os.dup2(held.fileno(), 2)
         try:
-            yield
-        except BaseException:
-            sys.stderr.flush()
-            held.seek(0)
-            os.write(real, held.read())
-            raise
+            yield read
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)

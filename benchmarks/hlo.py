@@ -59,8 +59,8 @@ class Launch:
 
 # Instructions that start nothing on the device.
 _FREE = frozenset(
-    "add-dependency after-all bitcast constant domain get-tuple-element "
-    "opt-barrier parameter partition-id replica-id tuple".split()
+    {"add-dependency", "after-all", "bitcast", "constant", "get-tuple-element"}
+    | {"opt-barrier", "parameter", "partition-id", "replica-id", "tuple"}
 )
 _CALLS = frozenset(["async-start", "call", "while", "conditional"])
 _MOVES = frozenset(["copy", "transpose"])

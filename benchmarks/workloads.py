@@ -77,16 +77,18 @@ def draw(workload: Workload, seed: int) -> Inputs:
 def shapes(workload: Workload) -> Inputs:
     """Inputs of zeros that take no memory, where only shapes matter."""
     chain, batch = workload.chain, workload.batch
-    order = slice(None, None, -1 if workload.axis == 0 else 1)
 
     def zeros(*shape: int) -> np.ndarray:
         return np.broadcast_to(np.zeros(()), shape)
 
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return zeros(columns, rows) if workload.axis == 0 else zeros(rows, columns)
+
     return Inputs(
-        x=zeros(*(batch, chain.in_features)[order]),
+        x=matrix(batch, chain.in_features),
         factors=tuple(zeros(*shape) for shape in chain.shapes),
-        kernel=zeros(*(chain.in_features, chain.out_features)[order]),
-        dy=zeros(*(batch, chain.out_features)[order]),
+        kernel=matrix(chain.in_features, chain.out_features),
+        dy=matrix(batch, chain.out_features),
     )
 
 
