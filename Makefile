@@ -40,7 +40,8 @@ gpu-compile: $(GPU_READY)  ## compile everything for an NVIDIA H200; needs no GP
 	@$(GPU_BIN)/python -m benchmarks.gpu_compile $(ARGS)
 
 gpu-test: $(GPU_READY)  ## run the tests of gpu-compile that need the CUDA compiler
-	@$(GPU_BIN)/python -m pytest tests/benchmarks/test_aot.py $(ARGS)
+	@$(GPU_BIN)/python -m pytest $(ARGS) \
+	    tests/benchmarks/test_aot.py tests/benchmarks/test_gpu_compile.py
 
 test: $(READY)  ## run the tests against the sources
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -70,7 +71,7 @@ test-wheel: wheel  ## run the tests against the built wheel, in a clean environm
 	trap 'exit 130' INT TERM; \
 	mkdir "$$tmp/suite"; \
 	cp -R tests benchmarks examples BUILD MODULE.bazel README.md \
-	    constraints.txt pyproject.toml "$$tmp/suite"; \
+	    constraints.txt constraints-gpu.txt pyproject.toml "$$tmp/suite"; \
 	echo "installing the wheel in a clean environment, takes about a minute ..."; \
 	$(BIN)/python -m venv "$$tmp/venv"; \
 	wheel=$$(echo "$$PWD"/dist/*.whl); \

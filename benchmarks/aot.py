@@ -196,7 +196,8 @@ def _dump_folder() -> Iterator[pathlib.Path]:
 def _held_stderr() -> Iterator[Callable[[], str]]:
     """Holds back what is written to the standard error, by C code too.
 
-    What it gives reads that. Mosaic GPU complains there of each kernel that it cannot disassemble.
+    What it gives reads that. Mosaic GPU complains there of each kernel that it cannot
+    disassemble.
     """
     sys.stderr.flush()
     real = os.dup(2)

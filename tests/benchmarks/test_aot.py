@@ -1,0 +1,264 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import aot, hlo, ptx
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+needs_compiler = pytest.mark.skipif(
+    bool(aot.missing_wheels()),
+    reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
+)
+
+LAUNCH = hlo.Launch("kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0)
+KERNEL = ptx.Kernel(
+    name="body_0",
+    registers=40,
+    stack_bytes=0,
+    spill_store_bytes=0,
+    spill_load_bytes=0,
+    shared_bytes=131072,
+    operations={"mma.sync": 8},
+    accesses={},
+    warnings=(),
+)
+FACTS = aot.Facts((LAUNCH,), aot.Memory(8, 8, 0, 16), (KERNEL,))
+
+
+def with_kernel(**changes):
+    return dataclasses.replace(FACTS, kernels=(dataclasses.replace(KERNEL, **changes),))
+
+
+def with_launches(*launches):
+    return dataclasses.replace(FACTS, launches=launches)
+
+
+def test_a_good_kernel_has_no_problems():
+    assert aot.kernel_problems(FACTS, max_launches=1) == ()
+    assert FACTS.num_launches == 1
+    assert FACTS.moved_bytes == 0
+
+
+TRANSPOSE = hlo.Launch("loop_transpose_fusion", "fusion", times=2, moved_bytes=512)
+ADD = hlo.Launch("loop_add_fusion", "fusion", times=1, moved_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_launches", "problem"),
+    [
+        (with_kernel(spill_store_bytes=4), 1, "body_0 spills: .* 4 bytes .* loads 0"),
+        (with_kernel(spill_load_bytes=8), 1, "body_0 spills: .* 0 bytes .* loads 8"),
+        (with_kernel(warnings=("ptxas: slow",)), 1, "kernel body_0: ptxas: slow"),
+        (dataclasses.replace(FACTS, kernels=()), 1, "no Mosaic GPU kernel"),
+        (with_launches(LAUNCH, ADD), 1, "2 launches, .* 1: kernel.1, loop_add_fusion"),
+        (
+            with_launches(dataclasses.replace(LAUNCH, times=3)),
+            2,
+            "3 launches, more than 2",
+        ),
+        (with_launches(LAUNCH, TRANSPOSE), 3, "loop_transpose_fusion .* 512 bytes"),
+        (with_launches(LAUNCH, TRANSPOSE), None, "loop_transpose_fusion .* 512 bytes"),
+    ],
+)
+def test_each_problem_is_seen(facts, max_launches, problem):
+    (found,) = aot.kernel_problems(facts, max_launches=max_launches)
+    assert re.search(problem, found), found
+
+
+def test_any_number_of_launches_is_fine_where_none_is_given():
+    facts = with_launches(LAUNCH, ADD, dataclasses.replace(LAUNCH, times=5))
+    assert aot.kernel_problems(facts, max_launches=None) == ()
+    assert facts.num_launches == 7
+
+
+def compiled_here(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def test_facts_of_a_real_program():
+    # A CPU's, but the HLO is printed alike, and the numbers do not depend on that.
+    x = jnp.ones((256, 128), "float32")
+    facts = aot.facts(compiled_here(lambda x: (x.T + 0, x @ x.T), x), kernels=())
+    assert facts.memory.argument == 4 * 256 * 128
+    # A tuple's own pointers may come on top.
+    results = 4 * (128 * 256 + 256 * 256)
+    assert results <= facts.memory.output <= results + 16
+    assert facts.num_launches == len(facts.launches) >= 2
+    assert "no Mosaic GPU kernel" in aot.kernel_problems(facts, max_launches=None)[0]
+
+
+def test_a_transpose_of_a_real_program():
+    x = jnp.ones((256, 128), "float32")
+    facts = aot.facts(compiled_here(lambda x: x.T, x), kernels=())
+    assert facts.moved_bytes == 4 * 256 * 128
+    assert any(
+        "only transposes" in p for p in aot.kernel_problems(facts, max_launches=1)
+    )
+
+
+def test_kernels_and_their_dumps_must_agree():
+    compiled = compiled_here(lambda x: x + 1, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"1 Mosaic GPU kernels .* launches none"):
+        aot.facts(compiled, kernels=(KERNEL,))
+
+
+def test_wheels(monkeypatch):
+    monkeypatch.setattr(aot, "WHEELS", ("jax", "no-such-wheel"))
+    assert aot.missing_wheels() == ("no-such-wheel",)
+    assert aot.wheel_versions() == {"jax": jax.__version__}
+
+
+def test_wheels_are_pinned():
+    lines = (ROOT / "constraints-gpu.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert set(aot.WHEELS) <= set(pins)
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    for name in ("jax-cuda13-plugin", "jax-cuda13-pjrt"):
+        assert f"jax=={pins[name]}" in constraints
+
+
+PROGRAM = """
+import dataclasses, json
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from benchmarks import aot
+
+shape = jax.ShapeDtypeStruct
+
+def double(x):
+    def body(x_ref, y_ref, tile, loaded):
+        plgpu.copy_gmem_to_smem(x_ref, tile, loaded)
+        plgpu.barrier_wait(loaded)
+        tile[...] = tile[...] * 2
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(tile, y_ref)
+        plgpu.wait_smem_to_gmem(0)
+    return plgpu.kernel(
+        body,
+        out_type=shape(x.shape, x.dtype),
+        scratch_types=[plgpu.SMEM(x.shape, x.dtype), plgpu.Barrier()],
+        grid=(1,),
+        grid_names=("block",),
+    )(x)
+
+def show(facts):
+    print(json.dumps(dataclasses.asdict(facts)))
+"""
+
+
+def run(code):
+    """What a process of its own prints, as JAX reads its settings once."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM + code],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_compiler
+def test_compiles_a_product():
+    fused, library = run("""
+x, w = shape((256, 32, 32), "bfloat16"), shape((32, 32, 32), "bfloat16")
+product = lambda x, w: jnp.einsum("blk,jlk->bjk", x, w)
+for triton in (True, False):
+    options = {"xla_gpu_enable_triton_gemm": triton}
+    show(aot.compile_for_gpu(product, (x, w), options=options))
+""")
+    for facts in (fused, library):
+        assert facts["memory"]["argument"] == 2 * (256 * 32 * 32 + 32**3)
+        assert facts["memory"]["output"] == 2 * 256 * 32 * 32
+        assert facts["kernels"] == []
+    assert [launch["moved_bytes"] for launch in fused["launches"]] == [0]
+    kinds = [launch["kind"] for launch in library["launches"]]
+    assert any(kind.startswith("__cublas") for kind in kinds)
+    # The result is put back in order, and so are perhaps the operands.
+    moved = sum(launch["moved_bytes"] for launch in library["launches"])
+    assert moved >= facts["memory"]["output"]
+
+
+@needs_compiler
+def test_compiles_kernels():
+    alone, transposed = run("""
+x = shape((64, 128), "float32")
+show(aot.compile_for_gpu(double, (x,)))
+show(aot.compile_for_gpu(lambda x: double(double(x).T), (x,)))
+""")
+    (kernel,) = alone["kernels"]
+    assert [launch["kind"] for launch in alone["launches"]] == ["mosaic_gpu_v2"]
+    assert kernel["shared_bytes"] == 4 * 64 * 128
+    assert 32 < kernel["registers"] <= 255  # 64 elements for each of 128 threads.
+    assert kernel["spill_store_bytes"] == kernel["spill_load_bytes"] == 0
+    assert kernel["operations"] == {"TMA load": 1, "TMA store": 1}
+    # All elements are read from shared memory, and written there.
+    for word in ("load", "store"):
+        moved = sum(
+            times * int(what.split(", ")[1].split()[0])
+            for what, times in kernel["accesses"].items()
+            if what.startswith(f"shared {word}")
+        )
+        assert moved == 4 * 64 * 128 / 128
+    assert len(transposed["kernels"]) == 2
+    moves = [launch["moved_bytes"] for launch in transposed["launches"]]
+    assert moves == [0, 4 * 64 * 128, 0]
+
+
+@needs_compiler
+def test_sees_a_spill():
+    (facts,) = run("""
+def spill(x):
+    def body(x_ref, y_ref):
+        kept = x_ref[...]
+        total = kept
+        for _ in range(3):
+            total = jnp.exp(total) * kept + jnp.sum(total)
+        y_ref[...] = total
+    return plgpu.kernel(
+        body, out_type=shape(x.shape, x.dtype), grid=(1,), grid_names=("block",)
+    )(x)
+
+show(aot.compile_for_gpu(spill, (shape((256, 128), "float32"),)))
+""")
+    (kernel,) = facts["kernels"]
+    assert kernel["registers"] == 255
+    assert kernel["spill_store_bytes"] > 0
+    assert kernel["spill_load_bytes"] > 0
+
+
+@needs_compiler
+def test_refusals_and_failures():
+    (messages,) = run("""
+def refuse(x):
+    raise NotImplementedError("not this")
+
+found = []
+for function, size in ((refuse, 4), (double, 300)):
+    try:
+        aot.compile_for_gpu(function, (shape((size, 256), "float32"),))
+    except (NotImplementedError, aot.CompilationError) as error:
+        found.append([type(error).__name__, str(error)])
+print(json.dumps(found))
+""")
+    assert messages[0] == ["NotImplementedError", "not this"]
+    assert messages[1][0] == "CompilationError"
+    assert "SMEM" in messages[1][1] or "shared memory" in messages[1][1]
