@@ -31,11 +31,7 @@ CHIP = pathlib.Path(__file__).parent / "chips" / "nvidia_h200.txtpb"
 WHEELS = (
     "jax-cuda13-plugin",
     "jax-cuda13-pjrt",
-    "nvidia-cuda-cupti",
     "nvidia-cuda-nvcc",
-    "nvidia-cuda-nvrtc",
-    "nvidia-cuda-runtime",
-    "nvidia-nvjitlink",
     "nvidia-nvvm",
 )
 
