@@ -1,0 +1,265 @@
+"""What `benchmarks.gpu_compile` compiles, how it judges what comes out and shows it."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+
+from benchmarks import aot, results, workloads
+from benchmarks.cases import parse_chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A layer to compile.
+
+    Attributes:
+      chain: as `benchmarks.cases.parse_chain` reads it.
+      batch: rows of x.
+      dtype: of all arrays.
+      layout: one of `benchmarks.workloads.LAYOUTS`.
+      kernels: hand-written kernels that must take the case; others may refuse it.
+      too_much_for: implementations that XLA is known not to compile here.
+    """
+
+    chain: str
+    batch: int = 4096
+    dtype: str = "bfloat16"
+    layout: str = "feature_last"
+    kernels: tuple[str, ...] = ()
+    too_much_for: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """All that tells cases apart, in one word."""
+        chain = self.chain.replace(" ", "")
+        return f"{chain}/{self.batch}/{self.dtype}/{self.layout}"
+
+    def workload(self, direction: str) -> workloads.Workload:
+        """The case in a direction."""
+        return workloads.Workload(
+            case=self.chain,
+            chain=parse_chain(self.chain),
+            batch=self.batch,
+            dtype=self.dtype,
+            layout=self.layout,
+            direction=direction,
+        )
+
+
+# The last ones are patterns of arXiv 2405.15013, in its batch and half precision: the
+# smallest, and those with the widest layer and with the most weights.
+CASES = (
+    Case("monarch:512x512"),
+    Case("monarch:768x768"),
+    Case("monarch:1024x1024"),
+    Case("monarch:1024x1024", dtype="float32"),
+    Case("monarch:1024x1024", layout="feature_first"),
+    Case("monarch:2048x2048"),
+    Case("monarch:768x3072"),
+    Case("monarch:3072x768"),
+    Case("square_dyadic:1024"),
+    Case("square_dyadic:4096"),
+    Case("(1,48,48,1)", batch=25088, dtype="float16"),
+    Case("(96,192,192,4)", batch=25088, dtype="float16"),
+    # A scatter takes more blocks than a launch can have.
+    Case("(4,1024,1024,16)", batch=25088, dtype="float16", too_much_for=("bcsr",)),
+)
+
+# Hand-written kernels, and whether they take the whole chain in one launch.
+KERNELS = {"pallas": False, "pallas_chain": True}
+
+
+def select(patterns: Sequence[str]) -> list[Case]:
+    """Those of `CASES` whose name begins with one of the patterns."""
+    return [
+        case
+        for case in CASES
+        if any(fnmatch.fnmatchcase(case.name, f"{p}*") for p in patterns)
+    ]
+
+
+def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
+    """Options NAME=VALUE as JAX takes them, which wants true and false as booleans."""
+    words: dict[str, str | bool] = {"true": True, "false": False}
+    pairs = (option.split("=", 1) for option in options)
+    return {name: words.get(value.lower(), value) for name, value in pairs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One implementation, compiled for one case in one direction.
+
+    Attributes:
+      environment: of the run; the device is the one that was compiled for.
+      case: name of the case.
+      chain: patterns (a, b, c, d), in the order of the matrix product.
+      batch: rows of x.
+      dtype: of all arrays.
+      layout: "feature_last" or "feature_first".
+      direction: "forward" or "forward+backward".
+      implementation: name in the registry, or "dense layer" for one product with a
+        ready matrix of the same size.
+      compiler_options: that XLA was given.
+      facts: what came out, None where nothing did.
+      unsupported: why the implementation refused, None where it did not.
+      error: why it did not compile, None where it did.
+      problems: what is wrong, in words; empty if all is well.
+    """
+
+    environment: results.Environment
+    case: str
+    chain: tuple[tuple[int, int, int, int], ...]
+    batch: int
+    dtype: str
+    layout: str
+    direction: str
+    implementation: str
+    compiler_options: dict[str, str | bool]
+    facts: aot.Facts | None
+    unsupported: str | None
+    error: str | None
+    problems: tuple[str, ...]
+
+
+def compile_one(
+    case: Case,
+    direction: str,
+    implementation: str,
+    *,
+    environment: results.Environment,
+    options: dict[str, str | bool],
+) -> Row:
+    """Compiles one implementation and judges what comes out."""
+    workload = case.workload(direction)
+    facts = unsupported = error = None
+    try:
+        facts = aot.compile_for_gpu(
+            *workloads.abstract_call(workload, implementation), options=options
+        )
+    except NotImplementedError as refusal:
+        unsupported = str(refusal)
+    except aot.CompilationError as failure:
+        error = str(failure)
+    return Row(
+        environment=environment,
+        case=case.name,
+        chain=workload.chain.shapes,
+        batch=case.batch,
+        dtype=case.dtype,
+        layout=case.layout,
+        direction=direction,
+        implementation=implementation,
+        compiler_options=options,
+        facts=facts,
+        unsupported=unsupported,
+        error=error,
+        problems=judge(case, direction, implementation, facts, unsupported, error),
+    )
+
+
+def judge(
+    case: Case,
+    direction: str,
+    implementation: str,
+    facts: aot.Facts | None,
+    unsupported: str | None,
+    error: str | None,
+) -> tuple[str, ...]:
+    """What is wrong with the outcome of a compilation; empty if all is well."""
+    if error is not None:
+        known = implementation in case.too_much_for
+        return () if known else (f"it does not compile: {error}",)
+    if unsupported is not None:
+        return (f"it refuses: {unsupported}",) if implementation in case.kernels else ()
+    if facts is None or implementation not in KERNELS:
+        return ()
+    launches = 1 if KERNELS[implementation] else len(parse_chain(case.chain))
+    return aot.kernel_problems(
+        facts, max_launches=launches if direction == "forward" else None
+    )
+
+
+def tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """What was compiled: a table per case and direction, a line per implementation."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row.case}, {row.direction}", []).append(row)
+    width = max((len(_label(row)) for row in rows), default=0)
+    for title, group in groups.items():
+        shown = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+            title=title,
+            title_justify="left",
+        )
+        shown.add_column("", min_width=width, no_wrap=True)
+        for heading, at_least in HEADINGS.items():
+            shown.add_column(heading, justify="right", min_width=at_least)
+        for row in group:
+            shown.add_row(_label(row), *(_cells(row.facts) if row.facts else ()))
+        yield shown
+
+
+# With the widths that make all tables alike, and fit a terminal.
+HEADINGS = {
+    "laun-\nches": 5,
+    "moved\nMB": 7,
+    "temp\nMB": 7,
+    "peak\nMB": 7,
+    "regis-\nters": 6,
+    "spill\nB": 5,
+    "smem\nKiB": 4,
+}
+LEGEND = (
+    "moved: written by transposes and copies; temp: memory beside arguments and "
+    "results;\npeak: all memory; the last columns are of hand-written kernels, the "
+    "largest of each;\nspill: stored and loaded by a thread"
+)
+
+
+def _label(row: Row) -> str:
+    if row.facts:
+        return row.implementation
+    why = "refused" if row.unsupported else "failed"
+    return f"{row.implementation}: {why}"
+
+
+def _cells(facts: aot.Facts) -> Iterator[str]:
+    memory, kernels = facts.memory, facts.kernels
+    yield str(facts.num_launches)
+    for size in (facts.moved_bytes, memory.temporary, memory.peak):
+        yield f"{size / 1e6:.1f}"
+    if kernels:
+        yield str(max(kernel.registers for kernel in kernels))
+        yield str(max(k.spill_store_bytes + k.spill_load_bytes for k in kernels))
+        yield f"{max(kernel.shared_bytes for kernel in kernels) / 1024:.0f}"
+
+
+def instructions(rows: Sequence[Row]) -> Table:
+    """Of each hand-written kernel, which instructions it has, and how many."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("kernel", "instructions", "loads and stores of a thread"):
+        shown.add_column(heading)
+    for row in rows:
+        for kernel in row.facts.kernels if row.facts else ():
+            shown.add_row(
+                f"{row.case}, {row.direction}\n  {row.implementation}: {kernel.name}",
+                *(
+                    "\n".join(f"{times} × {what}" for what, times in counts.items())
+                    for counts in (kernel.operations, kernel.accesses)
+                ),
+            )
+    return shown
+
+
+def compiled_for(environment: results.Environment) -> results.Environment:
+    """This process's environment, with the chip and the compiler put in."""
+    return dataclasses.replace(
+        environment,
+        device=aot.DEVICE,
+        versions={**environment.versions, **aot.wheel_versions()},
+    )

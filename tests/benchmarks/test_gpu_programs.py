@@ -1,0 +1,210 @@
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import butterjax as bj
+from benchmarks import aot, gpu_programs, hlo, ptx, results, workloads
+
+ENVIRONMENT = results.Environment("2026-01-01T00:00:00+00:00", "a device", {}, None)
+
+KERNEL = ptx.Kernel(
+    name="body_0",
+    registers=40,
+    stack_bytes=0,
+    spill_store_bytes=0,
+    spill_load_bytes=0,
+    shared_bytes=131072,
+    operations={"mma.sync": 8},
+    accesses={"shared load, 16 bytes": 3},
+    warnings=(),
+)
+
+
+def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
+    launch = hlo.Launch("kernel.1", "mosaic_gpu_v2", launches, moved_bytes)
+    memory = aot.Memory(argument=8, output=8, temporary=2_500_000, peak=7_500_000)
+    return aot.Facts((launch,), memory, kernels)
+
+
+def make_row(**changes):
+    row = gpu_programs.Row(
+        environment=ENVIRONMENT,
+        case="monarch:16x16/8/float32/feature_last",
+        chain=((1, 4, 4, 4), (4, 4, 4, 1)),
+        batch=8,
+        dtype="float32",
+        layout="feature_last",
+        direction="forward",
+        implementation="pallas",
+        compiler_options={},
+        facts=make_facts(),
+        unsupported=None,
+        error=None,
+        problems=(),
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def test_cases():
+    names = [case.name for case in gpu_programs.CASES]
+    assert len(set(names)) == len(names)
+    for case in gpu_programs.CASES:
+        workload = case.workload("forward")
+        assert workload.layout in workloads.LAYOUTS
+        assert len(workload.chain) >= 1
+    sizes = {
+        (workload.chain.in_features, workload.chain.out_features)
+        for workload in (case.workload("forward") for case in gpu_programs.CASES)
+    }
+    assert sizes >= {(n, n) for n in (512, 768, 1024, 2048, 4096)}
+    assert sizes >= {(768, 3072), (3072, 768)}
+
+
+def test_select():
+    every = list(gpu_programs.CASES)
+    assert gpu_programs.select(["*"]) == every
+    assert gpu_programs.select(["no such case"]) == []
+    chosen = gpu_programs.select(["monarch:1024", "*/float16/*"])
+    assert chosen == [
+        case
+        for case in every
+        if case.chain.startswith("monarch:1024") or case.dtype == "float16"
+    ]
+    assert 0 < len(chosen) < len(every)
+
+
+def test_parse_options():
+    options = ["xla_a=false", "xla_b=True", "xla_c=x=1"]
+    expected = {"xla_a": False, "xla_b": True, "xla_c": "x=1"}
+    assert gpu_programs.parse_options(options) == expected
+
+
+CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bcsr",))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "direction", "outcome", "problems"),
+    [
+        ("bmm", "forward", {"facts": make_facts(9, 99, ())}, []),
+        ("bmm", "forward", {"unsupported": "too wide"}, []),
+        ("bmm", "forward", {"error": "crash"}, ["it does not compile: crash"]),
+        ("bcsr", "forward", {"error": "crash"}, []),
+        # Two factors: two launches of one kernel, or one of the other.
+        ("pallas", "forward", {"facts": make_facts(2)}, []),
+        ("pallas", "forward", {"facts": make_facts(3)}, ["3 launches, more than 2"]),
+        ("pallas", "forward", {"unsupported": "too wide"}, ["it refuses: too wide"]),
+        ("pallas_chain", "forward", {"facts": make_facts(1)}, []),
+        ("pallas_chain", "forward", {"facts": make_facts(2)}, ["2 launches, more"]),
+        ("pallas_chain", "forward+backward", {"facts": make_facts(5)}, []),
+        ("pallas_chain", "forward", {"facts": make_facts(1, 4)}, ["only transposes"]),
+        ("pallas_chain", "forward", {"facts": make_facts(1, 0, ())}, ["no Mosaic GPU"]),
+        ("pallas_chain", "forward", {"unsupported": "too wide"}, []),
+    ],
+)
+def test_judge(implementation, direction, outcome, problems):
+    outcome = {"facts": None, "unsupported": None, "error": None} | outcome
+    found = gpu_programs.judge(CASE, direction, implementation, **outcome)
+    assert len(found) == len(problems)
+    for problem, words in zip(found, problems, strict=True):
+        assert words in problem
+
+
+def test_a_refusal_is_a_row(monkeypatch):
+    def refuse(function, arguments, *, options):
+        assert options == {"xla_a": True}
+        assert jax.tree.map(lambda a: a.shape, arguments) == (
+            (4096, 16),
+            ((1, 4, 4, 4), (4, 4, 4, 1)),
+        )
+        raise NotImplementedError("not this")
+
+    monkeypatch.setattr(aot, "compile_for_gpu", refuse)
+    row = gpu_programs.compile_one(
+        CASE, "forward", "bmm", environment=ENVIRONMENT, options={"xla_a": True}
+    )
+    assert row.unsupported == "not this"
+    assert row.facts is row.error is None
+    assert row.problems == ()
+
+
+def test_a_failure_is_a_row(monkeypatch):
+    def fail(function, arguments, *, options):
+        raise aot.CompilationError("crash")
+
+    monkeypatch.setattr(aot, "compile_for_gpu", fail)
+    row = gpu_programs.compile_one(
+        CASE, "forward", "bmm", environment=ENVIRONMENT, options={}
+    )
+    assert row.error == "crash"
+    assert row.problems == ("it does not compile: crash",)
+
+
+def shown(*what):
+    text = io.StringIO()
+    Console(width=80, file=text).print(*what)
+    return text.getvalue()
+
+
+def test_tables():
+    rows = [
+        make_row(implementation="dense layer", facts=make_facts(3, 2_000_000, ())),
+        make_row(),
+        make_row(implementation="elementwise", facts=None, unsupported="too wide"),
+        make_row(implementation="bcsr", facts=None, error="crash"),
+        make_row(direction="forward+backward"),
+    ]
+    text = shown(*gpu_programs.tables(rows))
+    assert "…" not in text
+    assert text.count(rows[0].case) == 2
+    cells = [line.split() for line in text.splitlines()]
+    assert ["dense", "layer", "3", "6.0", "2.5", "7.5"] in cells
+    assert cells.count(["pallas", "1", "0.0", "2.5", "7.5", "40", "0", "128"]) == 2
+    assert ["elementwise:", "refused"] in cells
+    assert ["bcsr:", "failed"] in cells
+    text = shown(gpu_programs.instructions(rows))
+    assert text.count("8 × mma.sync") == text.count("3 × shared load, 16 bytes") == 2
+
+
+def test_rows_are_kept(tmp_path):
+    results.append(tmp_path / "rows.jsonl", [make_row()])
+    results.append(tmp_path / "rows.jsonl", [make_row(facts=None, error="crash")])
+    first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert first["facts"]["kernels"][0]["registers"] == 40
+    assert first["facts"]["launches"][0]["times"] == 1
+    assert second["error"] == "crash"
+
+
+@pytest.mark.parametrize("layout", workloads.LAYOUTS)
+@pytest.mark.parametrize("direction", workloads.DIRECTIONS)
+@pytest.mark.parametrize("name", [workloads.DENSE_LAYER, "bmm"])
+def test_abstract_call_has_the_shapes_of_a_call(layout, direction, name):
+    chain = bj.Chain.monarch(16, 36)
+    workload = workloads.Workload("16x36", chain, 5, "float16", layout, direction)
+    inputs = workloads.draw(workload, seed=0)
+    function, arguments = workloads.call(workload, name, inputs, workload.dtype)
+    abstract_function, abstract = workloads.abstract_call(workload, name)
+
+    def kinds(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    assert kinds(abstract) == kinds(arguments)
+    outcome = jax.eval_shape(abstract_function, *abstract)
+    assert kinds(outcome) == kinds(function(*arguments))
+
+
+def test_shapes_take_no_memory():
+    huge = bj.Chain([(1, 2**16, 2**16, 1)])
+    workload = workloads.Workload("", huge, 2**40, "float16", "feature_last", "forward")
+    inputs = workloads.shapes(workload)
+    assert inputs.x.shape == (2**40, 2**16)
+    for array in (inputs.x, inputs.dy, inputs.kernel, *inputs.factors):
+        assert not np.any(array.strides)
+
+
+def test_chip_is_the_one_that_is_named():
+    assert f'device_description_str: "{aot.DEVICE}"' in aot.CHIP.read_text()
