@@ -26,8 +26,8 @@ def test_the_default_runs_on_any_chain(chain, batch):
         (bj.Chain.square_dyadic(4096), 512, -1, "elementwise"),
         (bj.Chain.square_dyadic(256), 512, 0, "elementwise"),
         # A long chain for its width: dense, where the batch repays forming it.
-        (bj.Chain.square_dyadic(256), 512, -1, "dense"),
-        (bj.Chain.square_dyadic(256), 16, -1, "elementwise"),
+        (bj.Chain.square_dyadic(256), 4096, -1, "dense"),
+        (bj.Chain.square_dyadic(256), 512, -1, "elementwise"),
     ],
 )
 def test_choice(chain, batch, axis, expected):

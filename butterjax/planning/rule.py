@@ -9,8 +9,8 @@ from butterjax.pattern import Chain
 # more than a fifth slower than the best implementation, forward or backward. No other
 # kind of device has been measured.
 _SMALL_BLOCK = 8
-_PASS = 64  # Cost of one output of one factor, in multiply-adds of a dense product.
-_FORMING = 300  # Cost of forming the dense matrix, in rows of its product.
+_PASS = 45  # Cost of one output of one factor, in multiply-adds of a dense product.
+_FORMING = 400  # Cost of forming the dense matrix, in rows of its product.
 
 
 def choose(chain: Chain, *, batch: int, axis: Literal[0, -1]) -> str:

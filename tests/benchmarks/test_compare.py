@@ -9,9 +9,10 @@ import time
 import pytest
 
 import butterjax as bj
+from benchmarks import compare
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = (sys.executable, "-W", "error", "-m", "benchmarks.compare")
+PROGRAM = (sys.executable, "-W", "error", "-m", compare.__name__)
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
 
 
@@ -104,6 +105,7 @@ import sys
 import jax
 from absl import app
 import butterjax as bj
+from benchmarks import compare
 
 @bj.implementations.register("wrong")
 def wrong(x, factors, *, axis, precision, preferred_element_type):
