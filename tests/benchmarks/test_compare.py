@@ -102,10 +102,8 @@ def test_interrupt_leaves_valid_files(tmp_path):
 
 WRONG = """
 import sys
-import jax
 from absl import app
 import butterjax as bj
-from benchmarks import compare
 
 @bj.implementations.register("wrong")
 def wrong(x, factors, *, axis, precision, preferred_element_type):
