@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import jax
 
+import butterjax
+
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
@@ -33,8 +35,9 @@ class Environment:
     @classmethod
     def now(cls) -> "Environment":
         """That of this process, from now on."""
-        packages = ("butterjax", "jax", "jaxlib", "numpy")
+        packages = ("jax", "jaxlib", "numpy")
         found = {name: importlib.metadata.version(name) for name in packages}
+        found["butterjax"] = butterjax.__version__
         return cls(
             run=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             device=_device_name(),
