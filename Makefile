@@ -70,7 +70,7 @@ test-wheel: wheel  ## run the tests against the built wheel, in a clean environm
 	trap 'rm -rf "$$tmp"' EXIT; \
 	trap 'exit 130' INT TERM; \
 	mkdir "$$tmp/suite"; \
-	cp -R tests benchmarks examples BUILD MODULE.bazel README.md \
+	cp -R tests benchmarks examples BUILD MODULE.bazel README.md CONTRIBUTING.md \
 	    constraints.txt constraints-gpu.txt pyproject.toml "$$tmp/suite"; \
 	echo "installing the wheel in a clean environment, takes about a minute ..."; \
 	$(BIN)/python -m venv "$$tmp/venv"; \

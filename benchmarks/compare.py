@@ -139,7 +139,9 @@ def measure_all(
     )
     exact_layer = workloads.truth(workload, inputs, dense_layer=True)
     exact_chain = workloads.truth(workload, inputs, dense_layer=False)
-    default = bj.planning.choose(workload.chain, workload.dtype)
+    default = bj.planning.choose(
+        workload.chain, batch=workload.batch, axis=workload.axis
+    )
     rows = []
     for name, one in built.items():
         is_layer = name == workloads.DENSE_LAYER

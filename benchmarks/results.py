@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import jax
 
+import butterjax
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -37,8 +39,9 @@ class Environment:
     @classmethod
     def now(cls) -> "Environment":
         """That of this process, from now on."""
-        packages = ("butterjax", "jax", "jaxlib", "numpy")
+        packages = ("jax", "jaxlib", "numpy")
         found = {name: importlib.metadata.version(name) for name in packages}
+        found["butterjax"] = butterjax.__version__
         return cls(
             run=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             device=_device_name(),

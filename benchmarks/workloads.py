@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 import butterjax as bj
 
-LAYOUTS = {"feature_last": -1, "feature_first": 0}
+LAYOUTS: dict[str, Literal[0, -1]] = {"feature_last": -1, "feature_first": 0}
 DIRECTIONS = ("forward", "forward+backward")
 DENSE_LAYER = "dense layer"
 
@@ -29,7 +29,7 @@ class Workload:
     direction: str
 
     @property
-    def axis(self) -> int:
+    def axis(self) -> Literal[0, -1]:
         """The feature axis of x and y."""
         return LAYOUTS[self.layout]
 

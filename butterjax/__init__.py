@@ -16,3 +16,5 @@ from butterjax.initializers import init as init
 from butterjax.pattern import Chain as Chain
 from butterjax.pattern import Pattern as Pattern
 from butterjax.plotting import plot_supports as plot_supports
+
+__version__ = "0.1.0"

@@ -85,12 +85,18 @@ def butterfly(
                 f"butterfly: preferred_element_type={out_dtype.name} drops the "
                 f"imaginary part of operands of dtype {dtype.name}"
             )
-    name = planning.choose(chain, dtype) if implementation is None else implementation
+    axis %= x.ndim
+    if implementation is None:
+        implementation = planning.choose(
+            chain,
+            batch=x.size // chain.in_features,
+            axis=-1 if axis == x.ndim - 1 else 0,
+        )
     y: jax.Array = _apply(
-        implementations.get(name),
+        implementations.get(implementation),
         x.astype(dtype),
         tuple(factor.astype(dtype) for factor in arrays),
-        axis=axis % x.ndim,
+        axis=axis,
         precision=precision,
         out_dtype=out_dtype,
     )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from butterjax.apply import butterfly
-from butterjax.pattern import Chain, divisors
+from butterjax.pattern import Chain
+from butterjax.sizes import divisors
 
 
 def default_chain(in_features: int, out_features: int) -> Chain:

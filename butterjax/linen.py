@@ -22,7 +22,8 @@ class Butterfly(nn.Module):
     `factor_{L-1}` of shapes (a, b, c, d), and `bias` of shape (features,).
 
     Sizes that do not factor well are padded with zeros and the result is cut to size;
-    `butterjax.default_chain` tells the chain used for given sizes.
+    `butterjax.default_chain` tells the chain used for given sizes. There is no
+    `dot_general`: `implementation` takes its place.
 
     Attributes:
       features: number of output features.

@@ -7,13 +7,14 @@ and Le, "Fast inference with Kronecker-sparse matrices" (arXiv 2405.15013).
 import dataclasses
 import functools
 import itertools
-import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from butterjax.sizes import split, split_by_block
 
 
 class Shaped(Protocol):
@@ -265,9 +266,9 @@ class Chain:
             if operator.index(size) < 1:
                 raise ValueError(f"Chain: {name} must be at least 1, got {size}")
         if num_factors is not None:
-            return cls(_split(in_features, out_features, num_factors))
+            return cls(split(in_features, out_features, num_factors))
         assert max_block is not None
-        return cls(_split_by_block(in_features, out_features, max_block))
+        return cls(split_by_block(in_features, out_features, max_block))
 
     def __len__(self) -> int:
         return len(self.patterns)
@@ -393,117 +394,3 @@ class Chain:
           ValueError: if the lengths do not add up, or a run is not chainable.
         """
         return Chain(run.product for run in self.runs(partition))
-
-
-def _prime_factors(n: int) -> list[int]:
-    """Prime factors of n with multiplicity, ascending."""
-    primes = []
-    p = 2
-    while p * p <= n:
-        while n % p == 0:
-            primes.append(p)
-            n //= p
-        p += 1
-    return primes + [n] * (n > 1)
-
-
-def divisors(n: int) -> list[int]:
-    """Divisors of n, ascending."""
-    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
-    return small + [n // i for i in reversed(small) if i * i != n]
-
-
-def _nearest(n: int, suits: Callable[[int], bool]) -> str:
-    """Names the nearest sizes below and above n that suit."""
-    below = next((m for m in range(n - 1, 1, -1) if suits(m)), None)
-    above = next(m for m in range(n + 1, 4 * n + 8) if suits(m))
-    return f"{above}" if below is None else f"{below} and {above}"
-
-
-def _split(
-    in_features: int, out_features: int, num_factors: int
-) -> tuple[Pattern, ...]:
-    """`Chain.from_shape` for a number of factors."""
-    length = operator.index(num_factors)
-    if length < 1:
-        raise ValueError(f"Chain: num_factors must be at least 1, got {length}")
-
-    def suits(n: int) -> bool:
-        return len(_prime_factors(n)) >= length or length == 1
-
-    for name, size in (("in_features", in_features), ("out_features", out_features)):
-        if not suits(size):
-            raise ValueError(
-                f"Chain: {name}={size} is not a product of {length} integers above 1; "
-                f"the nearest sizes that are: {_nearest(size, suits)}"
-            )
-    found = _best_split(
-        in_features, out_features, length, max(in_features, out_features)
-    )
-    assert found is not None
-    return found
-
-
-def _split_by_block(
-    in_features: int, out_features: int, max_block: int
-) -> tuple[Pattern, ...]:
-    """`Chain.from_shape` for a largest block."""
-    largest = operator.index(max_block)
-    if largest < 2:
-        raise ValueError(f"Chain: max_block must be at least 2, got {largest}")
-
-    def suits(n: int) -> bool:
-        return max(_prime_factors(n), default=1) <= largest
-
-    for name, size in (("in_features", in_features), ("out_features", out_features)):
-        if not suits(size):
-            raise ValueError(
-                f"Chain: {name}={size} has a prime factor above max_block={largest}; "
-                f"the nearest sizes that have none: {_nearest(size, suits)}"
-            )
-    most = min(len(_prime_factors(n)) for n in (in_features, out_features))
-    for length in range(1, max(most, 1) + 1):
-        if found := _best_split(in_features, out_features, length, largest):
-            return found
-    raise ValueError(
-        f"Chain: in_features={in_features} and out_features={out_features} have no "
-        f"common number of factors with blocks of at most max_block={largest}; the "
-        f"narrower end allows {most} factors: raise max_block"
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _best_split(
-    in_features: int, out_features: int, length: int, max_block: int
-) -> tuple[Pattern, ...] | None:
-    """The best chain of `length` factors by (lost rank, weights, block size).
-
-    A shortest path over the states (p₁…p_i, q₁…q_i): a step by (p, q) is a factor of
-    p₁…p_i · q · p · q_{i+1}…q_L weights, a state is a middle size.
-    """
-    narrow = min(in_features, out_features)
-    paths: dict[tuple[int, int], tuple[tuple[int, int, int], tuple[Pattern, ...]]]
-    paths = {(1, 1): ((0, 0, 0), ())}
-    for step in range(1, length + 1):
-        longer: dict[
-            tuple[int, int], tuple[tuple[int, int, int], tuple[Pattern, ...]]
-        ] = {}
-        for (done_in, done_out), ((lost, weights, blocks), patterns) in paths.items():
-            rest_in, rest_out = in_features // done_in, out_features // done_out
-            last = step == length
-            for p in [rest_in] if last else divisors(rest_in)[1:]:
-                for q in [rest_out] if last else divisors(rest_out)[1:]:
-                    if max(p, q) > max_block or (length > 1 and min(p, q) == 1):
-                        continue
-                    pattern = Pattern(done_in, q, p, rest_out // q)
-                    cost = (
-                        lost + max(0, narrow - pattern.out_features),
-                        weights + pattern.num_weights,
-                        blocks + p + q,
-                    )
-                    state = (done_in * p, done_out * q)
-                    if state not in longer or cost < longer[state][0]:
-                        longer[state] = (cost, (*patterns, pattern))
-        paths = longer
-    found = paths.get((in_features, out_features))
-    return found[1] if found else None

@@ -129,11 +129,24 @@ def test_default_differs_from_none_of_the_named_ones():
             np.testing.assert_allclose(y, other, atol=1e-5)
 
 
-def test_precision_reaches_the_products():
-    for name in ("dense", "einsum", "bmm"):
-        jaxpr = jax.make_jaxpr(
-            lambda x, name=name: bj.butterfly(
-                x, FACTORS, implementation=name, precision="highest"
-            )
-        )(jnp.ones((2, 12)))
-        assert str(jaxpr).count("HIGHEST") >= len(FACTORS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["dense", "einsum", "bmm"])
+def test_products_of_16_bit_operands_ask_for_float32_sums(name, dtype):
+    # A CPU sums in float32 either way; not so every other device.
+    factors = [factor.astype(dtype) for factor in FACTORS]
+    jaxpr = jax.make_jaxpr(
+        lambda x: bj.butterfly(x, factors, implementation=name),
+    )(jnp.ones((2, 12), dtype))
+    assert "preferred_element_type=float32" in str(jaxpr)
+    assert f"preferred_element_type={dtype}" not in str(jaxpr)
+
+
+@pytest.mark.parametrize("name", ["dense", "einsum", "bmm"])
+def test_precision_reaches_every_product(name):
+    jaxpr = jax.make_jaxpr(
+        lambda x: bj.butterfly(x, FACTORS, implementation=name, precision="highest")
+    )(jnp.ones((2, 12)))
+    products = str(jaxpr).count("dot_general[")
+    assert products == 2
+    highest = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    assert str(jaxpr).count(highest) == products

@@ -44,9 +44,9 @@ def test_radix_2_chain_of_hadamard_blocks_is_the_hadamard_matrix(n):
 
 def test_to_dense_keeps_nan_on_the_support():
     factor = jnp.ones((2, 1, 1, 2)).at[0, 0, 0, 0].set(jnp.nan)
-    dense = np.asarray(bj.to_dense([factor]))
-    assert np.isnan(dense[0, 0])
-    np.testing.assert_array_equal(dense[1:], np.eye(4)[1:])
+    expected = np.eye(4)
+    expected[0, 0] = np.nan
+    np.testing.assert_array_equal(bj.to_dense([factor]), expected)
 
 
 @hypothesis.settings(max_examples=15, deadline=None)
@@ -93,12 +93,13 @@ def test_fuse_is_differentiable():
         assert reference.relative_error(one, other) < 1e-14
 
 
-def test_fuse_accumulates_in_float32():
-    # 2048 ones of rank 2048: bfloat16 sums would stick at 256.
-    left, right = jnp.ones((1, 1, 2048, 1)), jnp.ones((1, 2048, 1, 1))
-    (fused,) = bj.fuse([left.astype("bfloat16"), right.astype("bfloat16")], (2,))
+def test_fuse_rounds_once():
+    # 1 + 2⁻⁷ is a bfloat16; rounded after each product its 16th power is 1 + 16·2⁻⁷.
+    factor = jnp.full((1, 1, 1, 1), 1 + 2**-7, "bfloat16")
+    (fused,) = bj.fuse([factor] * 16, (16,))
     assert fused.dtype == "bfloat16"
-    assert fused.item() == 2048
+    assert fused.item() == float(jnp.asarray((1 + 2**-7) ** 16, "bfloat16"))
+    assert fused.item() > 1 + 16 * 2**-7
 
 
 def test_fuse_errors():

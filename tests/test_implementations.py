@@ -2,6 +2,7 @@
 
 import functools
 
+import flatbuffers  # noqa: F401  Without it jax.export serialises nothing.
 import hypothesis
 import jax
 import jax.export

@@ -8,15 +8,13 @@ import numpy as np
 from jax.experimental import sparse
 from jax.typing import DTypeLike
 
-from butterjax.implementations.registry import (
-    FeatureAxis,
-    apply_one_by_one,
-    register,
-)
+from butterjax.implementations.registry import FeatureAxis, one_by_one, register
 from butterjax.numerics import accumulation_dtype
 
 
-def _product(
+@register("bcsr")
+@one_by_one
+def bcsr(
     x: jax.Array,
     factor: jax.Array,
     *,
@@ -24,6 +22,11 @@ def _product(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
 ) -> jax.Array:
+    """One sparse-dense product per factor; the sparse matrix is on the left.
+
+    On CPU `jax.export` takes it only with the check of the custom call
+    `cpu_csr_sparse_dense_ffi` disabled: JAX may change it between versions.
+    """
     a, b, c, d = factor.shape
     i, _, k, column = np.ix_(range(a), range(b), range(d), range(c))
     indices = np.broadcast_to((i * c + column) * d + k, (a, b, d, c)).reshape(-1)
@@ -42,27 +45,3 @@ def _product(
         precision=cast(None, precision),  # Annotated as None alone.
     ).astype(preferred_element_type)
     return y.T if axis == -1 else y
-
-
-@register("bcsr")
-def bcsr(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: DTypeLike,
-) -> jax.Array:
-    """One sparse-dense product per factor; the sparse matrix is on the left.
-
-    On CPU `jax.export` takes it only with the check of the custom call
-    `cpu_csr_sparse_dense_ffi` disabled: JAX may change it between versions.
-    """
-    return apply_one_by_one(
-        _product,
-        x,
-        factors,
-        axis=axis,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )

@@ -4,15 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from butterjax.implementations.registry import (
-    FeatureAxis,
-    apply_one_by_one,
-    register,
-)
+from butterjax.implementations.registry import FeatureAxis, one_by_one, register
 from butterjax.numerics import accumulation_dtype
 
 
-def _product(
+@register("bmm")
+@one_by_one
+def bmm(
     x: jax.Array,
     factor: jax.Array,
     *,
@@ -20,6 +18,7 @@ def _product(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
 ) -> jax.Array:
+    """One batched matrix product of a·d blocks (b × c) per factor."""
     a, b, c, d = factor.shape
     batch = x.shape[1 + axis]  # The axis that does not hold the features.
     if axis == -1:
@@ -39,23 +38,3 @@ def _product(
         y = y.reshape(a, d, batch, b).transpose(2, 0, 3, 1)
         return y.reshape(batch, a * b * d)
     return y.reshape(a, d, b, batch).transpose(0, 2, 1, 3).reshape(a * b * d, batch)
-
-
-@register("bmm")
-def bmm(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: DTypeLike,
-) -> jax.Array:
-    """One batched matrix product of a·d blocks (b × c) per factor."""
-    return apply_one_by_one(
-        _product,
-        x,
-        factors,
-        axis=axis,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )

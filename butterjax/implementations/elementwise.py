@@ -7,11 +7,7 @@ from collections.abc import Callable
 import jax
 from jax.typing import DTypeLike
 
-from butterjax.implementations.registry import (
-    FeatureAxis,
-    apply_one_by_one,
-    register,
-)
+from butterjax.implementations.registry import FeatureAxis, one_by_one, register
 from butterjax.numerics import accumulation_dtype
 
 # The terms are written out one by one, so the program grows with c.
@@ -47,7 +43,8 @@ def _multiply_add_jvp(
     return _multiply_add(factor, x), y_dot
 
 
-def _product(
+@one_by_one
+def _features_first(
     x: jax.Array,
     factor: jax.Array,
     *,
@@ -55,7 +52,8 @@ def _product(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
 ) -> jax.Array:
-    del axis, precision  # Features come first; each product is exact.
+    """(a·c·d, batch) -> (a·b·d, batch)."""
+    del axis, precision  # Each product is exact.
     a, b, c, d = factor.shape
     batch = x.shape[1]
     accumulator = accumulation_dtype(x.dtype, preferred_element_type)
@@ -86,8 +84,7 @@ def elementwise(
             f"implementation 'elementwise' writes out one term per column of a block: "
             f"at most {MAX_BLOCK}, got c = {widest}"
         )
-    y = apply_one_by_one(
-        _product,
+    y = _features_first(
         x.T if axis == -1 else x,
         factors,
         axis=0,

@@ -87,17 +87,24 @@ def get(name: str) -> Implementation:
     return _REGISTRY[name]
 
 
-def apply_one_by_one(
-    product: FactorProduct,
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: jax.typing.DTypeLike,
-) -> jax.Array:
-    """Applies a chain factor by factor, rounding to x's dtype in between."""
-    apply = functools.partial(product, axis=axis, precision=precision)
-    for factor in reversed(factors[1:]):
-        x = apply(x, factor, preferred_element_type=x.dtype)
-    return apply(x, factors[0], preferred_element_type=preferred_element_type)
+def one_by_one(product: FactorProduct) -> Implementation:
+    """Decorator that makes an implementation out of the product with one factor.
+
+    The result applies a chain factor by factor, rounding to x's dtype in between.
+    """
+
+    def apply(
+        x: jax.Array,
+        factors: tuple[jax.Array, ...],
+        *,
+        axis: FeatureAxis,
+        precision: jax.lax.PrecisionLike,
+        preferred_element_type: jax.typing.DTypeLike,
+    ) -> jax.Array:
+        one = functools.partial(product, axis=axis, precision=precision)
+        for factor in reversed(factors[1:]):
+            x = one(x, factor, preferred_element_type=x.dtype)
+        return one(x, factors[0], preferred_element_type=preferred_element_type)
+
+    apply.__doc__ = product.__doc__
+    return apply

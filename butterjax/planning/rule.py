@@ -1,25 +1,35 @@
 """The rule behind `implementation=None`, until there is a planner."""
 
-from jax.typing import DTypeLike
+from typing import Literal
 
 from butterjax.pattern import Chain
 
+# By the rows that `python -m benchmarks.compare` wrote into
+# benchmarks/results/compare_cpu.jsonl (a CPU, batch 512, float32), the rule is never
+# more than a fifth slower than the best implementation, forward or backward. No other
+# kind of device has been measured.
+_SMALL_BLOCK = 8
+_PASS = 45  # Cost of one output of one factor, in multiply-adds of a dense product.
+_FORMING = 400  # Cost of forming the dense matrix, in rows of its product.
 
-def choose(chain: Chain, dtype: DTypeLike) -> str:
+
+def choose(chain: Chain, *, batch: int, axis: Literal[0, -1]) -> str:
     """Name of the implementation to use where none is named.
 
-    Blocks of at most 8 × 8 leave a matrix product little to do: multiply-adds are
-    faster there, and a batched product elsewhere. By the rows that
-    `python -m benchmarks.compare` wrote into benchmarks/results/compare_cpu.jsonl
-    (a CPU, batch 512, float32) that is never more than a fifth slower than the best
-    implementation; no other kind of device has been measured.
+    Large blocks keep a batched matrix product busy. Small ones do not: there one pass
+    of multiply-adds per factor is faster; or, features last, a dense product where the
+    chain is long for its width and the batch repays forming the matrix.
 
     Args:
       chain: the patterns.
-      dtype: of the operands.
+      batch: rows of x.
+      axis: the feature axis of x: -1 for feature-last, 0 for feature-first.
 
     Returns:
       A name in `butterjax.implementations.names()`.
     """
-    largest = max(max(pattern.b, pattern.c) for pattern in chain)
-    return "elementwise" if largest <= 8 else "bmm"
+    if max(max(pattern.b, pattern.c) for pattern in chain) > _SMALL_BLOCK:
+        return "bmm"
+    passes = batch * _PASS * sum(pattern.out_features for pattern in chain)
+    product = (batch + _FORMING) * chain.in_features * chain.out_features
+    return "dense" if axis == -1 and product < passes else "elementwise"

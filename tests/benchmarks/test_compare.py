@@ -1,0 +1,164 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import butterjax as bj
+from benchmarks import compare
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-W", "error", "-m", compare.__name__)
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+
+
+def run(*arguments):
+    return subprocess.run(
+        (*PROGRAM, *arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def read(folder):
+    lines = (folder / "compare.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_compares_every_implementation(tmp_path):
+    tiny = ("--chain=square_dyadic:8", "--chain=(1,4,80,1)", "--batch=4")
+    done = run(
+        *tiny, "--time_limit=0.01", "--layout=feature_first", f"--output_dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    rows = read(tmp_path)
+    names = {"dense layer", *bj.implementations.names()}
+    assert len(rows) == 2 * 2 * len(names)
+    assert {row["implementation"] for row in rows} == names
+    for row in rows:
+        assert row["layout"] == "feature_first"
+        if row["implementation"] == "elementwise" and row["chain"] == [[1, 4, 80, 1]]:
+            assert "at most 64" in row["unsupported"]
+            continue
+        low, middle, high = row["measured"]["seconds"]
+        assert 0 < low <= middle <= high
+        assert row["measured"]["num_samples"] >= 3
+        assert row["measured"]["error"] <= row["tolerance"]
+        if row["implementation"] == "dense layer":
+            assert row["measured"]["ratio_to_dense_layer"] == [1, 1, 1]
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "square_dyadic:8, feature_first, forward+backward" in done.stdout
+    assert "elementwise *" in done.stdout
+    assert str(tmp_path / "compare.png") in done.stdout.replace("\n", "")
+    assert "÷ best" in done.stdout
+
+
+def test_a_second_run_adds_rows(tmp_path):
+    once = (
+        "--chain=monarch:16x16",
+        "--implementation=einsum",
+        "--direction=forward",
+        "--time_limit=0",
+        "--dtype=bfloat16",
+        f"--output_dir={tmp_path}",
+    )
+    assert run(*once).returncode == 0
+    first = read(tmp_path)
+    assert run(*once, "--seed=1").returncode == 0
+    assert read(tmp_path)[:2] == first
+    assert len(read(tmp_path)) == 4
+
+
+def test_interrupt_leaves_valid_files(tmp_path):
+    process = subprocess.Popen(
+        (*PROGRAM, "--time_limit=1", "--batch=16", f"--output_dir={tmp_path}"),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "compare.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    rows = read(tmp_path)
+    assert 0 < len(rows) < 20 * 6
+    assert (tmp_path / "compare.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert f"interrupted after {len(rows)} measurements" in output
+
+
+WRONG = """
+import sys
+from absl import app
+import butterjax as bj
+
+@bj.implementations.register("wrong")
+def wrong(x, factors, *, axis, precision, preferred_element_type):
+    bmm = bj.implementations.get("bmm")
+    y = bmm(x, factors, axis=axis, precision=precision,
+            preferred_element_type=preferred_element_type)
+    return y.at[0, 0].add(1)
+
+from benchmarks import compare
+app.run(compare.main)
+"""
+
+
+def test_a_wrong_implementation_fails(tmp_path):
+    done = subprocess.run(
+        (
+            *(sys.executable, "-c", WRONG, "--chain=monarch:16x16", "--time_limit=0"),
+            *("--implementation=wrong", "--direction=forward"),
+            f"--output_dir={tmp_path}",
+        ),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "WRONG: wrong, monarch:16x16, forward" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--chain=monarch:7x9", "in_features=7"),
+        ("--chain=foo", "'foo' is no chain"),
+        ("--batch=0", "batch"),
+        ("--implementation=eimsum", "einsum"),
+        ("surplus", "surplus"),
+    ],
+)
+def test_flags_are_checked_first(tmp_path, flag, message):
+    done = run(flag, f"--output_dir={tmp_path / 'made'}")
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert not (tmp_path / "made").exists()
+
+
+def test_output_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(f"--output_dir={tmp_path / 'file'}")
+    assert done.returncode == 1
+    assert "error: --output_dir=" in done.stdout
+
+
+def test_help_shows_examples_and_forms():
+    shown = run("--help").stdout
+    for words in ("--chain=monarch:768x3072", "square_dyadic:N", "--output_dir"):
+        assert words in shown
