@@ -30,46 +30,7 @@ import butterjax as bj
 from benchmarks import cases, figures, files, measure, results, tables, workloads
 from butterjax.numerics import tolerance
 
-_CHAIN = flags.DEFINE_multi_string(
-    "chain",
-    list(cases.DEFAULT_SPECS),
-    f"Chain to measure; may be given several times. {cases.SPEC_HELP}.",
-)
-_BATCH = flags.DEFINE_integer("batch", 512, "Rows of x.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of all arrays."
-)
-_LAYOUT = flags.DEFINE_multi_enum(
-    "layout",
-    ["feature_last"],
-    list(workloads.LAYOUTS),
-    "feature_last for x of shape (batch, features), feature_first for the other.",
-)
-_DIRECTION = flags.DEFINE_multi_enum(
-    "direction",
-    list(workloads.DIRECTIONS),
-    list(workloads.DIRECTIONS),
-    "What is run.",
-)
-_IMPLEMENTATION = flags.DEFINE_multi_enum(
-    "implementation",
-    list(bj.implementations.names()),
-    list(bj.implementations.names()),
-    "Implementation to measure; may be given several times.",
-)
-_TIME_LIMIT = flags.DEFINE_float(
-    "time_limit",
-    1.5,
-    "Seconds to spend timing each chain in each direction.",
-    lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random input.", lower_bound=0)
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "results/compare", "Folder for the rows and the plot."
-)
 
-
-@flags.validator("chain")
 def _check_chains(specs: Sequence[str]) -> bool:
     try:
         return cases.can_parse(specs)
@@ -77,16 +38,58 @@ def _check_chains(specs: Sequence[str]) -> bool:
         raise flags.ValidationError(str(error)) from error
 
 
+def define_flags() -> None:
+    """Defines the flags; only where this is the program, so that others may import."""
+    flags.DEFINE_multi_string(
+        "chain",
+        list(cases.DEFAULT_SPECS),
+        f"Chain to measure; may be given several times. {cases.SPEC_HELP}.",
+    )
+    flags.DEFINE_integer("batch", 512, "Rows of x.", lower_bound=1)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of all arrays."
+    )
+    flags.DEFINE_multi_enum(
+        "layout",
+        ["feature_last"],
+        list(workloads.LAYOUTS),
+        "feature_last for x of shape (batch, features), feature_first for the other.",
+    )
+    flags.DEFINE_multi_enum(
+        "direction",
+        list(workloads.DIRECTIONS),
+        list(workloads.DIRECTIONS),
+        "What is run.",
+    )
+    flags.DEFINE_multi_enum(
+        "implementation",
+        list(bj.implementations.names()),
+        list(bj.implementations.names()),
+        "Implementation to measure; may be given several times.",
+    )
+    flags.DEFINE_float(
+        "time_limit",
+        1.5,
+        "Seconds to spend timing each chain in each direction.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the random input.", lower_bound=0)
+    flags.DEFINE_string(
+        "output_dir", "results/compare", "Folder for the rows and the plot."
+    )
+    flags.register_validator("chain", _check_chains)
+
+
 def planned() -> Iterator[workloads.Workload]:
     """The workloads that the flags ask for."""
     for case, layout, direction in itertools.product(
-        _CHAIN.value, _LAYOUT.value, _DIRECTION.value
+        flags.FLAGS.chain, flags.FLAGS.layout, flags.FLAGS.direction
     ):
         yield workloads.Workload(
             case=case,
             chain=cases.parse_chain(case),
-            batch=_BATCH.value,
-            dtype=_DTYPE.value,
+            batch=flags.FLAGS.batch,
+            dtype=flags.FLAGS.dtype,
             layout=layout,
             direction=direction,
         )
@@ -186,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console = Console()
-    output_dir = pathlib.Path(_OUTPUT_DIR.value)
+    output_dir = pathlib.Path(flags.FLAGS.output_dir)
     try:
         files.make_folder(output_dir)
     except OSError as error:
@@ -198,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
     rows: list[results.Row] = []
     interrupted = False
     console.print(
-        f"batch {_BATCH.value}, {_DTYPE.value}, on {environment.device}",
+        f"batch {flags.FLAGS.batch}, {flags.FLAGS.dtype}, on {environment.device}",
         style="bold",
     )
     try:
@@ -210,10 +213,10 @@ def main(argv: Sequence[str]) -> int:
                 )
                 new = measure_all(
                     workload,
-                    _IMPLEMENTATION.value,
+                    flags.FLAGS.implementation,
                     environment=environment,
-                    seed=_SEED.value,
-                    time_limit=_TIME_LIMIT.value,
+                    seed=flags.FLAGS.seed,
+                    time_limit=flags.FLAGS.time_limit,
                 )
                 results.append(rows_file, new)
                 rows += new
@@ -238,5 +241,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     logging.set_verbosity(logging.WARNING)  # Not JAX's search for devices.
     app.run(main)

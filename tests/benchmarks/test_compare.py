@@ -91,6 +91,7 @@ def test_interrupt_leaves_valid_files(tmp_path):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
+    time.sleep(0.5)  # The first rows are written, the next are being measured.
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
@@ -113,6 +114,7 @@ def wrong(x, factors, *, axis, precision, preferred_element_type):
     return y.at[0, 0].add(1)
 
 from benchmarks import compare
+compare.define_flags()
 app.run(compare.main)
 """
 
