@@ -34,6 +34,7 @@ may work in place), and slabs of `stages` blocks for each warpgroup, s·(rows·c
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -43,10 +44,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import tiles
+from pallas_kernels import compat, tiles
 
 DTYPES = ("bfloat16", "float16")
 _MAX_BARRIERS = 32  # In one allocation.
+_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,11 +99,9 @@ class Config:
         return tiles.Mma(self.m_warps)
 
 
-_CANDIDATES = tuple(
-    Config(rows=rows, warpgroups=warpgroups, m_warps=m_warps, stages=stages, ctas=ctas)
-    for rows, m_warps in ((64, 2), (64, 4), (32, 2), (16, 1))
-    for warpgroups, stages, ctas in ((4, 4, 264), (4, 2, 264), (4, 2, 132), (2, 2, 132))
-)
+_TILES: tuple[tuple[int, Literal[1, 2, 4]], ...] = ((64, 2), (64, 4), (32, 2), (16, 1))
+_CREWS = ((4, 4), (4, 2), (2, 2), (2, 1))  # Warpgroups and stages.
+_MAX_SUMS = 64  # Registers per thread for a block's sums.
 
 
 def default_config(
@@ -113,8 +113,9 @@ def default_config(
 ) -> Config:
     """A configuration that fits the chip, by rule and not by measurement.
 
-    The largest tile whose shared memory lets two CTAs share a multiprocessor, so that
-    one computes while the other waits for memory; else the largest that fits at all.
+    Every tile fetches all weights anew, so the largest tile comes first; but one of 32
+    rows that leaves room for a second CTA, which computes while the first waits for
+    memory, comes before one of 64 that does not.
 
     Args:
       shapes: patterns (a, b, c, d), in the order of the matrix product.
@@ -123,31 +124,33 @@ def default_config(
       axis: the feature axis of x.
 
     Raises:
-      NotImplementedError: if no configuration fits the chain.
+      NotImplementedError: if no configuration fits the chain; the message says why
+        the smallest one does not.
     """
     _check_dtype(dtype)
+    fitting: list[Config] = []
     reason = None
-    fallback = None
-    for config in _CANDIDATES:
-        if config.rows > max(batch, 16) * 2:
-            continue
+    # A tile much larger than the batch only if no other fits.
+    by_rows = sorted(_TILES, key=lambda tile: tile[0] > 16 and tile[0] >= 2 * batch)
+    for (rows, m_warps), (warpgroups, stages) in itertools.product(by_rows, _CREWS):
+        config = Config(
+            rows=rows, warpgroups=warpgroups, m_warps=m_warps, stages=stages
+        )
         try:
             plan = _plan(shapes, config, axis)
         except NotImplementedError as error:
-            reason = reason or error
+            reason = error
             continue
-        if _accumulator_registers(plan, config) > 64:
-            reason = reason or NotImplementedError("chain: blocks are too wide")
+        widest = max(factor.b for factor in plan.factors)
+        if rows * widest > _MAX_SUMS * 128 and rows > 16:
             continue
-        two = 2 * _smem_bytes(plan, config) <= tiles.SMEM_BYTES
-        if two and config.ctas > 132:
+        if rows > 16 and 2 * (_smem_bytes(plan, config) + 1024) <= _SMEM_OF_TWO:
             return config
-        if fallback is None and config.ctas <= 132:
-            fallback = config
-    if fallback is None:
+        fitting.append(dataclasses.replace(config, ctas=132))
+    if not fitting:
         assert reason is not None
         raise reason
-    return fallback
+    return fitting[0]
 
 
 def chain(
@@ -178,7 +181,8 @@ def chain(
       (batch, n_out) or (n_out, batch), of the dtype of x.
 
     Raises:
-      NotImplementedError: if the kernel does not support the dtype, or the sizes.
+      NotImplementedError: if the kernel does not support the dtype, or the sizes; and
+        later, when it is lowered, if that is not for an NVIDIA GPU.
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
     del precision
@@ -202,7 +206,7 @@ def chain(
         _blocks(factor, embedded)
         for factor, embedded in zip(factors, plan.factors, strict=True)
     ]
-    return _launch(x, blocks, plan, config, axis, batch)
+    return _launch(compat.gpu_only(x), blocks, plan, config, axis, batch)
 
 
 def _check(
@@ -252,11 +256,6 @@ def _smem_bytes(plan: tiles.Plan, config: Config) -> int:
         stages=config.stages,
         out_stages=config.out_stages,
     )
-
-
-def _accumulator_registers(plan: tiles.Plan, config: Config) -> int:
-    """32-bit registers per thread that hold a block's sums."""
-    return max(config.rows * factor.b // 128 for factor in plan.factors)
 
 
 def _plan(

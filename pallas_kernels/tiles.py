@@ -24,6 +24,7 @@ SMEM_BYTES = 232_448  # What one CTA may take on Hopper.
 MAX_BLOCK = 256  # What one TMA copy moves along one axis.
 MMA_K = 16
 _ITEMSIZE = 2
+_ALIGNMENT = 1024  # Of an allocation in shared memory.
 
 Shape = tuple[int, int, int, int]
 
@@ -140,10 +141,6 @@ class Step:
     slab_out: int
     weights: int
 
-    def stage_bytes(self, rows: int) -> int:
-        """Bytes that one stage of one warpgroup's input pipeline takes."""
-        return _ITEMSIZE * (rows * self.slab_in + self.weights)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
@@ -162,17 +159,17 @@ class Plan:
     def smem_bytes(
         self, rows: int, *, warpgroups: int, stages: int, out_stages: int
     ) -> int:
-        """Bytes of shared memory of one CTA, barriers included."""
-        stage_bytes = sum(step.stage_bytes(rows) for step in self.steps)
-        out_bytes = _ITEMSIZE * rows * sum(step.slab_out for step in self.steps)
+        """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
+        parts = [buffer.num_bytes for buffer in self.buffers]
+        for step in self.steps:
+            lanes = warpgroups * stages
+            parts += [
+                _ITEMSIZE * lanes * rows * step.slab_in,
+                _ITEMSIZE * lanes * step.weights,
+                _ITEMSIZE * warpgroups * out_stages * rows * step.slab_out,
+            ]
         barriers = 8 * (len(self.steps) * warpgroups * stages + 1)
-        parts = 1024 * (len(self.buffers) + 2 * len(self.steps) + 1)  # Alignment.
-        return (
-            sum(buffer.num_bytes for buffer in self.buffers)
-            + warpgroups * (stages * stage_bytes + out_stages * out_bytes)
-            + barriers
-            + parts
-        )
+        return sum(-(-part // _ALIGNMENT) * _ALIGNMENT for part in [*parts, barriers])
 
     @property
     def ends_where_it_began(self) -> bool:
