@@ -1,0 +1,42 @@
+"""Runs Mosaic GPU kernels on the CPU, in JAX's interpreter, and looks for races."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax._src.interpreters import mlir
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax._src.pallas.mosaic_gpu.primitives import mma_p
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+
+def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    # No dot: it would wait for XLA's few threads, which warpgroups may be blocking.
+    a, b = a.astype(acc.dtype), b.astype(acc.dtype)
+    return acc + (a[:, :, None] * b).sum(1)
+
+
+# The interpreter has no rule for mma.sync.
+mlir.register_lowering(
+    mma_p, mlir.lower_fun(_mma, multiple_results=False), platform="cpu"
+)
+
+
+@contextlib.contextmanager
+def interpreter() -> Iterator[None]:
+    """Kernels traced inside run in the interpreter; scratch memory starts as NaN."""
+    params = plgpu.InterpretGPUParams(detect_races=True)
+    try:
+        with plgpu.force_gpu_interpret_mode(params):
+            yield
+    finally:
+        gpu_callbacks.reset_gpu_interpret_mode_state()
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function with one kernel in it returns under jit; fails on a race."""
+    with interpreter():
+        result = jax.block_until_ready(jax.jit(function)(*args))
+        assert not gpu_callbacks.get_races().races_found
+    return result
