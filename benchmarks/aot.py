@@ -212,12 +212,18 @@ def _held_stderr() -> Iterator[Callable[[], str]]:
             os.close(real)
 
 
-def kernel_problems(found: Facts, *, max_launches: int | None) -> tuple[str, ...]:
+def kernel_problems(
+    found: Facts, *, max_launches: int | None, weight_bytes: int | None
+) -> tuple[str, ...]:
     """What is wrong with a program that is meant to be all hand-written kernels.
+
+    XLA may put the weights in order for them, but never rewrite x or y.
 
     Args:
       found: what was compiled.
-      max_launches: how often a call may start anything, None where that is not known.
+      max_launches: how often a call may start kernels, None where that is not known.
+      weight_bytes: of all weights: no transpose or copy may write more. None where
+        XLA has work of its own to do.
 
     Returns:
       One sentence each; empty if all is well.
@@ -233,14 +239,15 @@ def kernel_problems(found: Facts, *, max_launches: int | None) -> tuple[str, ...
                 f"loads {loaded}"
             )
         problems += [f"kernel {kernel.name}: {line}" for line in kernel.warnings]
-    if max_launches is not None and found.num_launches > max_launches:
-        names = ", ".join(launch.name for launch in found.launches)
+    ours = [one for one in found.launches if one.kind.startswith(MOSAIC_GPU)]
+    if max_launches is not None and hlo.count(ours) > max_launches:
+        names = ", ".join(launch.name for launch in ours)
         problems.append(
-            f"{found.num_launches} launches, more than {max_launches}: {names}"
+            f"{hlo.count(ours)} kernel launches, more than {max_launches}: {names}"
         )
     problems += [
         f"{launch.name} only transposes or copies: {launch.moved_bytes} bytes"
         for launch in found.launches
-        if launch.moved_bytes
+        if weight_bytes is not None and launch.moved_bytes > weight_bytes
     ]
     return tuple(problems)

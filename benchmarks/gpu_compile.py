@@ -13,7 +13,7 @@ The last one has products done by cuBLAS, as XLA may choose to when it finds a d
 
 Writes one JSON line per compilation into --output_dir (gpu_compile.jsonl, appended to
 as it goes). Fails if anything does not compile, or if a kernel spills, takes more
-launches than it should, or comes with transposes or copies.
+launches than it should, or comes with transposes or copies of x or y.
 """
 
 import os

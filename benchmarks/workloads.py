@@ -38,7 +38,12 @@ class Workload:
         """Bytes of x, the factors and y."""
         ends = self.chain.in_features + self.chain.out_features
         itemsize = jnp.dtype(self.dtype).itemsize
-        return itemsize * (self.batch * ends + self.chain.num_weights)
+        return itemsize * self.batch * ends + self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the factors."""
+        return jnp.dtype(self.dtype).itemsize * self.chain.num_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,13 +144,18 @@ def default_config(
         widest = max(factor.b for factor in plan.factors)
         if rows * widest > _MAX_SUMS * 128 and rows > 16:
             continue
-        if rows > 16 and 2 * (_smem_bytes(plan, config) + 1024) <= _SMEM_OF_TWO:
+        fetches_ahead = stages > 1
+        if (
+            fetches_ahead
+            and rows > 16
+            and 2 * (_smem_bytes(plan, config) + 1024) <= _SMEM_OF_TWO
+        ):
             return config
         fitting.append(dataclasses.replace(config, ctas=132))
     if not fitting:
         assert reason is not None
         raise reason
-    return fitting[0]
+    return max(fitting, key=lambda config: config.stages > 1)  # The first of these.
 
 
 def chain(

@@ -96,12 +96,14 @@ CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bc
         ("bcsr", "forward", {"error": "crash"}, []),
         # Two factors: two launches of one kernel, or one of the other.
         ("pallas", "forward", {"facts": make_facts(2)}, []),
-        ("pallas", "forward", {"facts": make_facts(3)}, ["3 launches, more than 2"]),
+        ("pallas", "forward", {"facts": make_facts(3)}, ["3 kernel launches"]),
         ("pallas", "forward", {"unsupported": "too wide"}, ["it refuses: too wide"]),
         ("pallas_chain", "forward", {"facts": make_facts(1)}, []),
-        ("pallas_chain", "forward", {"facts": make_facts(2)}, ["2 launches, more"]),
-        ("pallas_chain", "forward+backward", {"facts": make_facts(5)}, []),
-        ("pallas_chain", "forward", {"facts": make_facts(1, 4)}, ["only transposes"]),
+        ("pallas_chain", "forward", {"facts": make_facts(2)}, ["2 kernel launches"]),
+        ("pallas_chain", "forward+backward", {"facts": make_facts(5, 999)}, []),
+        # The weights, 2·4·4·4 bfloat16, may be put in order.
+        ("pallas_chain", "forward", {"facts": make_facts(1, 256)}, []),
+        ("pallas_chain", "forward", {"facts": make_facts(1, 257)}, ["only transposes"]),
         ("pallas_chain", "forward", {"facts": make_facts(1, 0, ())}, ["no Mosaic GPU"]),
         ("pallas_chain", "forward", {"unsupported": "too wide"}, []),
     ],
