@@ -124,7 +124,7 @@ def test_default_differs_from_none_of_the_named_ones():
     x = reference.draw((3, 12))
     for axis, operand in [(-1, x), (0, x.T)]:
         y = bj.butterfly(operand, FACTORS, axis=axis)
-        for name in bj.implementations.names():
+        for name in ("bcsr", "bmm", "dense", "einsum", "elementwise"):
             other = bj.butterfly(operand, FACTORS, axis=axis, implementation=name)
             np.testing.assert_allclose(y, other, atol=1e-5)
 

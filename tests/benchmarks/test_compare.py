@@ -32,6 +32,13 @@ def read(folder):
     return [json.loads(line) for line in lines]
 
 
+def refusal(row):
+    """Why an implementation must refuse a float32 row on a CPU, None if it must not."""
+    if row["implementation"] == "elementwise" and row["chain"] == [[1, 4, 80, 1]]:
+        return "at most 64"
+    return {"pallas_chain": "one of bfloat16, float16"}.get(row["implementation"])
+
+
 def test_compares_every_implementation(tmp_path):
     tiny = ("--chain=square_dyadic:8", "--chain=(1,4,80,1)", "--batch=4")
     done = run(
@@ -45,9 +52,11 @@ def test_compares_every_implementation(tmp_path):
     assert {row["implementation"] for row in rows} == names
     for row in rows:
         assert row["layout"] == "feature_first"
-        if row["implementation"] == "elementwise" and row["chain"] == [[1, 4, 80, 1]]:
-            assert "at most 64" in row["unsupported"]
+        if reason := refusal(row):
+            assert reason in row["unsupported"]
+            assert row["measured"] is None
             continue
+        assert row["unsupported"] is None
         low, middle, high = row["measured"]["seconds"]
         assert 0 < low <= middle <= high
         assert row["measured"]["num_samples"] >= 3
