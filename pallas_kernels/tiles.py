@@ -189,8 +189,8 @@ def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
     """
     a, b, c, d = shape
     found = []
-    for u in _divisors(a):
-        for v in _divisors(d):
+    for u in divisors(a):
+        for v in divisors(d):
             g = u * v
             fits = max(b, c) * g <= MAX_BLOCK
             if fits and not (c * g % MMA_K or b * g % mma.n):
@@ -259,7 +259,8 @@ def _can_end_in(buffer: Buffer, factor: Factor, mma: Mma) -> bool:
     return buffer.updates(factor) and buffer.run % mma.n == 0
 
 
-def _divisors(n: int) -> Iterator[int]:
+def divisors(n: int) -> Iterator[int]:
+    """Divisors of n, in order."""
     return (i for i in range(1, n + 1) if n % i == 0)
 
 
