@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, pieces, tiles
+from pallas_kernels import compat, pieces
+from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_tiles import Config, Tiling, best_config, tiling
 
@@ -114,15 +115,15 @@ def default_config(
     Raises:
       NotImplementedError: if none fits; the message says why.
     """
-    dtype = _check_dtype(dtype, "the dtype of x")
-    out = dtype if out_dtype is None else _check_dtype(out_dtype, "out_dtype")
+    given = _check_dtype(dtype, "the dtype of x")
+    out = given if out_dtype is None else _check_dtype(out_dtype, "out_dtype")
     return best_config(
         tuple(shape),
         batch=batch,
         feature_first=axis == 0,
-        item_in=dtype.itemsize,
+        item_in=given.itemsize,
         item_out=out.itemsize,
-        pieces=pieces.count(dtype, precision),
+        pieces=pieces.count(given, precision),
     )
 
 
@@ -174,26 +175,23 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
 
 
 def _weights(w: jax.Array, plan: Tiling) -> jax.Array:
-    """The blocks as (pieces, a·d, b, c) of 16 bits, in the order the kernel wants.
+    """The blocks as (a·d, pieces, b, c) of 16 bits, in the order the kernel wants.
 
     A factor with d = 1 is that already, unless blocks are merged or split in pieces.
     """
     config, s = plan.config, plan.interleave
-    from pallas_kernels.chain import _blocks
-    blocks = _blocks(w, plan.factor)
+    blocks = weight_blocks(w, plan.factor, plan.pieces)
     b, c = plan.factor.b, plan.factor.c
     # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
     # interleaving wants whole tiles.
     to_b = -(-b // plan.features) * plan.features if s > 1 else b
     to_c = -(-c // config.depth) * config.depth if s > 1 else -(-c // 8) * 8
     if (to_b, to_c) != (b, c):
-        blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
+        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (0, to_b - b), (0, to_c - c)))
     if s > 1:
-        blocks = _interleave(blocks, 1, plan.features, s)
-        blocks = _interleave(blocks, 2, config.depth, s)
-    if plan.pieces == 1:
-        return blocks[None]
-    return jnp.stack(pieces.split(blocks, plan.pieces))
+        blocks = _interleave(blocks, 2, plan.features, s)
+        blocks = _interleave(blocks, 3, config.depth, s)
+    return blocks
 
 
 def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
@@ -205,10 +203,8 @@ def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
 
 def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
     """The bias as (a·d, b), in the order of the weights, in whole tiles."""
-    a, b, d = plan.factor.a, plan.factor.b, plan.factor.d
-    blocks = bias.astype(jnp.float32).reshape(a, b, d).swapaxes(1, 2).reshape(a * d, b)
-    padding = plan.feature_tiles * plan.config.features - b
-    blocks = jnp.pad(blocks, ((0, 0), (0, padding)))
+    padding = plan.feature_tiles * plan.config.features - plan.factor.b
+    blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
     if plan.interleave > 1:
         blocks = _interleave(blocks, 1, plan.features, plan.interleave)
     return blocks
@@ -245,9 +241,7 @@ def _launch(
         scratch["turned"] = turned(2 * plan.pieces, config.depth, half)
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
         if plan.transposes:
-            scratch["turned_out"] = turned(
-                plan.pieces_out, config.features, half_out
-            )
+            scratch["turned_out"] = turned(plan.pieces_out, config.features, half_out)
     operands = (x, weights) if offsets is None else (x, weights, offsets)
 
     def body(*refs: Any) -> None:
@@ -274,8 +268,10 @@ def _launch(
 def _slab(shape: tuple[int, ...], dtype: Any) -> Any:
     """Shared memory for TMA, whose last axis is swizzled if it is wide enough."""
     size = shape[-1] * dtype.itemsize
-    swizzle = (plgpu.SwizzleTransform(size),) if size in (32, 64, 128) else ()
-    return plgpu.SMEM(shape, dtype, transforms=swizzle)
+    if size not in (32, 64, 128):
+        return plgpu.SMEM(shape, dtype)
+    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
 
 
 def _num_copies(plan: Tiling) -> int:
@@ -422,13 +418,13 @@ class _Kernel:
             plgpu.copy_gmem_to_smem(source, slab.at[p], loaded)
 
     def fetch_weights(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
-        plan, config = self.plan, self.plan.config
+        plan = self.plan
         num_pieces, panels, blocks, features, width = plan.slab_weights
         for piece in range(num_pieces):
             for p in range(panels):
                 source = self.w.at[
-                    piece,
                     pl.ds(item.block, blocks),
+                    piece,
                     pl.ds(item.feature, features),
                     pl.ds(depth + p * width, width),
                 ]
@@ -467,7 +463,9 @@ class _Kernel:
             if not plan.transposes:
                 columns = pl.ds(p * width, width)
                 for n, part in enumerate(self.split(_load(panel, layout))):
-                    target = self.turned.at[slot + n, pl.ds(0, config.depth), 0, columns]
+                    target = self.turned.at[
+                        slot + n, pl.ds(0, config.depth), 0, columns
+                    ]
                     target[...] = part
                 return
             rows = pl.ds(block * 64, 64)
@@ -520,11 +518,11 @@ class _Kernel:
                     weights.append(_load(ref, self.layout(side)))
                 for m in range(len(one)):
                     if plan.way == "flat":
-                        for start, x in self.inputs(at, p * width, width):
-                            stop = start + x[0].shape[1]
+                        for start, parts in self.inputs(at, p * width, width):
+                            stop = start + parts[0].shape[1]
                             for i, j in pairs:
                                 w = weights[j][start:stop]
-                                one[m] = plgpu.mma(one[m], x[i], w)
+                                one[m] = plgpu.mma(one[m], parts[i], w)
                     else:
                         for i, j in pairs:
                             x = self.columns(serial, at, block + n, p * width, m, i)
@@ -570,8 +568,10 @@ class _Kernel:
         """Applies the epilogue to the sums and sends them to y."""
         block, feature, _ = self.parts()
         values = [
-            [self.epilogue(one, item.block + block + n, item.feature + feature)
-             for one in panels]
+            [
+                self.epilogue(one, item.block + block + n, item.feature + feature)
+                for one in panels
+            ]
             for n, panels in enumerate(sums)
         ]
         if self.plan.transposes:
@@ -616,9 +616,7 @@ class _Kernel:
                 target = self.y.at[
                     i, pl.ds(start, plan.features), k, pl.ds(first + p * width, width)
                 ]
-            plgpu.copy_smem_to_gmem(
-                slab.at[p], target, commit_group=p == panels - 1
-            )
+            plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
 
     def slab(self, serial: jax.Array) -> Any:
         """A slab of y that this warpgroup may write."""

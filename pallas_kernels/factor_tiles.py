@@ -318,7 +318,7 @@ def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:
     return best[1]
 
 
-_WHOLE_RUNS = (2, 4, 6, 12, 20)  # Besides multiples of 8.
+_WHOLE_RUNS = (2, 4)  # Besides multiples of 8: larger ones do not fit.
 
 
 def _addressable(factor: tiles.Factor) -> bool:
@@ -358,9 +358,7 @@ def tiling(
         way: Way = "turned" if item_in == 4 else "columns"
     else:
         way = "turned" if factor.d > 1 else "flat"
-    plan = Tiling(
-        factor, config, way, batch, feature_first, item_in, item_out, pieces
-    )
+    plan = Tiling(factor, config, way, batch, feature_first, item_in, item_out, pieces)
     if reason := _misfit(plan):
         raise NotImplementedError(
             f"factor: {reason}, for the pattern {tuple(shape)}, applied as "
@@ -400,7 +398,6 @@ def _misfit(plan: Tiling) -> str | None:
     if (needed := plan.smem_bytes) > tiles.SMEM_BYTES:
         return f"{needed:,} bytes of shared memory are more than {tiles.SMEM_BYTES:,}"
     return None
-
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -456,8 +453,10 @@ def load(plan: Tiling) -> Load:
         smem += x + 2 * x // plan.item_in * plan.pieces
     if plan.transposes:
         smem += 4 * y // plan.item_out * plan.pieces_out
-    hbm = plan.batch * factor.num_blocks * (
-        factor.c * plan.item_in + factor.b * plan.item_out
+    hbm = (
+        plan.batch
+        * factor.num_blocks
+        * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
@@ -548,8 +547,7 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
 
 
 def _fits_twice(plan: Tiling) -> bool:
-    """Whether two CTAs share a multiprocessor, so that one computes as the other waits.
-    """
+    """Whether two CTAs share a multiprocessor: one computes as the other waits."""
     threads = 2 * 128 * plan.config.warpgroups
     return (
         2 * (plan.smem_bytes + 1024) <= _SMEM_OF_TWO
