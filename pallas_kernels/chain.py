@@ -365,21 +365,26 @@ def _launch(
     ctas = min(config.ctas, num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(count: int, features: int, dtype: str) -> Any:
-        shape = (rows, features) if axis == -1 else (features, rows)
-        return plgpu.SMEM((config.warpgroups * count, *shape), dtype)
+    def slab(step: Step, count: int, features: int, dtype: str) -> Any:
+        extents = (rows, features) if axis == -1 else (features, rows)
+        width = _panel(step, extents[1], dtype, axis)
+        shape = (extents[1] // width, extents[0], width)
+        return _swizzled((config.warpgroups * count, *shape), dtype)
 
     def scratch(step: Step) -> dict[str, Any]:
         refs = {}
+        copies = 0
         if step.slab_in:
-            refs["slab_in"] = slab(config.stages, step.slab_in, types.x)
+            refs["slab_in"] = slab(step, config.stages, step.slab_in, types.x)
+            copies += refs["slab_in"].shape[1]
         if step.slab_out:
-            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y)
+            refs["slab_out"] = slab(step, config.out_stages, step.slab_out, types.y)
         if step.kind == "multiply":
-            shape = (types.pieces, step.num_rows, plan.factors[step.factor].c)
-            refs["weights"] = plgpu.SMEM((lanes, *shape), types.operand)
-        if refs.keys() & {"slab_in", "weights"}:
-            copies = len(refs.keys() & {"slab_in", "weights"})
+            panels = plan.factors[step.factor].c // step.depth
+            shape = (lanes, panels, types.pieces, step.num_rows, step.depth)
+            refs["weights"] = _swizzled(shape, types.operand)
+            copies += panels
+        if copies:
             refs["loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         return refs
 
@@ -418,6 +423,23 @@ def _launch(
         thread_name="wg",
     )(x, *blocks, *([] if bias is None else [bias]))
     return y if axis == -1 else y.reshape(n_out, batch)
+
+
+def _panel(step: Step, extent: int, dtype: str, axis: Literal[0, -1]) -> int:
+    """Entries along the contiguous axis of a panel of a slab of x or y."""
+    num_bytes = jnp.dtype(dtype).itemsize
+    if axis == 0 and step.kind == "multiply":
+        return extent  # All vectors of a tile are one operand.
+    return tiles.panel(extent, num_bytes)
+
+
+def _swizzled(shape: tuple[int, ...], dtype: str) -> Any:
+    """Shared memory for TMA, swizzled if its last axis is as wide as a swizzle."""
+    size = shape[-1] * jnp.dtype(dtype).itemsize
+    if size not in tiles.SWIZZLES:
+        return plgpu.SMEM(shape, dtype)
+    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -504,34 +526,50 @@ class _Kernel:
         def copy() -> None:
             loaded = refs["loaded"].at[at]
             if step.slab_in:
-                source = self.part_of_x(step, unit, self.rows_of(tile))
-                plgpu.copy_gmem_to_smem(source, refs["slab_in"].at[at], loaded)
+                slab = refs["slab_in"].at[at]
+                for panel in range(slab.shape[0]):
+                    source = self.part_of_x(step, unit, tile, panel, slab.shape[-1])
+                    plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
             if step.kind == "multiply":
+                slab = refs["weights"].at[at]
                 rows = pl.ds(step.first_row, step.num_rows)
-                source = self.blocks[step.factor].at[unit, :, rows]
-                plgpu.copy_gmem_to_smem(source, refs["weights"].at[at], loaded)
+                for panel in range(slab.shape[0]):
+                    columns = pl.ds(panel * step.depth, step.depth)
+                    source = self.blocks[step.factor].at[unit, :, rows, columns]
+                    plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
 
         pl.when(tile < self.num_tiles)(lambda: self.when_busy(step, unit, copy))
 
-    def part_of_x(self, step: Step, unit: jax.Array, rows: Any) -> Any:
-        """What a unit reads of x: (rows, features) or the transpose."""
+    def part_of_x(
+        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
+    ) -> Any:
+        """A panel of what a unit reads of x: (rows, features) or the transpose."""
         if self.axis == -1:
-            start = pl.multiple_of(unit * step.slab_in, step.slab_in)
-            return self.x.at[rows, pl.ds(start, step.slab_in)]
+            start = self.start(unit, step.slab_in, panel * width)
+            return self.x.at[self.rows_of(tile), pl.ds(start, width)]
         i, k = self.block_of(step, unit)
-        return self.x.at[i, :, k, rows]
+        start = self.start(tile, self.config.rows, panel * width)
+        return self.x.at[i, :, k, pl.ds(start, width)]
 
-    def part_of_y(self, step: Step, unit: jax.Array, rows: Any) -> Any:
-        """What a unit writes of y: (rows, features) or the transpose."""
+    def part_of_y(
+        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
+    ) -> Any:
+        """A panel of what a unit writes of y: (rows, features) or the transpose."""
         size = step.slab_out
         if self.axis == 0:
             i, k = self.block_of(step, unit)
-            return self.y.at[i, pl.ds(step.first_row, size), k, rows]
+            start = self.start(tile, self.config.rows, panel * width)
+            return self.y.at[i, pl.ds(step.first_row, size), k, pl.ds(start, width)]
         b = self.plan.factors[step.factor].b
         if step.num_rows < b:  # A run of d features is one row of the blocks.
             unit += jax.lax.div(unit, step.num_rows) * (b - step.num_rows)
             unit += step.first_row
-        return self.y.at[rows, pl.ds(pl.multiple_of(unit * size, size), size)]
+        start = self.start(unit, size, panel * width)
+        return self.y.at[self.rows_of(tile), pl.ds(start, width)]
+
+    def start(self, index: jax.Array, size: int, offset: int) -> jax.Array:
+        """index · size + offset, with what divides it made known."""
+        return pl.multiple_of(index * size + offset, math.gcd(size, offset))
 
     def block_of(self, step: Step, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Which block (i, k) of the step's factor a unit is."""
@@ -541,13 +579,13 @@ class _Kernel:
     def apply(self, index: int, step: Step, turn: jax.Array) -> None:
         """Runs one step on the tile of a turn."""
         per_tile = self.turns(step)
-        rows = self.rows_of(self.tile_of(turn))
+        tile = self.tile_of(turn)
 
         def take_unit(local: jax.Array, carry: None) -> None:
             serial = turn * per_tile + local
             unit = self.unit_of(step, local)
             self.when_busy(
-                step, unit, lambda: self.apply_unit(index, step, unit, serial, rows)
+                step, unit, lambda: self.apply_unit(index, step, unit, serial, tile)
             )
             self.fetch(index, step, serial + self.config.stages)
             return carry
@@ -560,7 +598,7 @@ class _Kernel:
         step: Step,
         unit: jax.Array,
         serial: jax.Array,
-        rows: Any,
+        tile: jax.Array,
     ) -> None:
         """Multiplies one block, or transposes one run."""
         refs = self.scratch[index]
@@ -582,27 +620,32 @@ class _Kernel:
         # TMA may read what was just written, and overwrite what was just read.
         plgpu.commit_smem()
         if out is not None:
-            plgpu.copy_smem_to_gmem(out, self.part_of_y(step, unit, rows))
+            panels, _, width = out.shape
+            for panel in range(panels):
+                target = self.part_of_y(step, unit, tile, panel, width)
+                last = panel == panels - 1
+                plgpu.copy_smem_to_gmem(out.at[panel], target, commit_group=last)
 
     def load(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of x, or a block's, from a slab into a buffer."""
         assert step.target is not None
-        tile = plgpu.load(slab, layout=self.moved(slab), optimized=False)
-        parts = self.run_of(step, step.target, unit, step.slab_in)
-        self.write(step.target, parts, tile)
+        for panel, parts in enumerate(self.panels(step, step.target, unit, slab)):
+            source = slab.at[panel]
+            layout = self.moved(source)
+            tile = plgpu.load(source, layout=layout, optimized=False)
+            self.write(step.target, parts, tile)
 
     def store(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of y, or a block's, from a buffer into a slab."""
         assert step.source is not None
-        layout = self.moved(slab)
-        parts = [
-            plgpu.load(part, layout=layout, optimized=False)
-            for part in self.run_of(step, step.source, unit, step.slab_out)
-        ]
-        if len(parts) > 1:  # The smallest first.
-            wide = [part.astype(jnp.float32) for part in reversed(parts)]
-            parts = [functools.reduce(operator.add, wide)]
-        slab[...] = parts[0].astype(self.plan.types.y)
+        for panel, parts in enumerate(self.panels(step, step.source, unit, slab)):
+            target = slab.at[panel]
+            layout = self.moved(target)
+            found = [plgpu.load(part, layout=layout, optimized=False) for part in parts]
+            if len(found) > 1:  # The smallest first.
+                wide = [piece.astype(jnp.float32) for piece in reversed(found)]
+                found = [functools.reduce(operator.add, wide)]
+            target[...] = found[0].astype(self.plan.types.y)
 
     def multiply(
         self, step: Step, unit: jax.Array, refs: dict[str, Any], at: Any, out: Any
@@ -610,41 +653,50 @@ class _Kernel:
         """One block of a factor: (rows × c) by (c × b)."""
         factor, types = self.plan.factors[step.factor], self.plan.types
         i, k = self.block_of(step, unit)
-        sources: list[list[Any]]  # Of each piece, the parts along c.
-        if step.source is None:
-            slab = refs["slab_in"].at[at]
-            sources = [[slab.T if self.axis == -1 else slab]]
-        else:
-            sources = self.block(step.source, factor, factor.c, i, k)
-        targets: list[list[Any]]
-        if out is not None:
-            targets = [[out.T if self.axis == -1 else out]]
-        else:
-            assert step.target is not None
-            targets = self.block(step.target, factor, step.num_rows, i, k)
         load = functools.partial(plgpu.load, optimized=False)
-        tiles_of_x = [
-            [load(part.T, layout=self.layout("LHS")) for part in piece]
-            for piece in sources
+        if step.source is None:
+            sources = [self.cut(refs["slab_in"].at[at], step.depth)]
+        else:
+            blocks = self.block(step.source, factor, factor.c, i, k)
+            sources = [self.cut_parts(parts, step.depth) for parts in blocks]
+        x_tiles = [
+            [load(part, layout=self.layout("LHS")) for part in parts]
+            for parts in sources
         ]
+        if step.target is None:
+            targets = [self.cut(out, step.num_rows)]
+        else:
+            blocks = self.block(step.target, factor, step.num_rows, i, k)
+            targets = [[part.T for part in parts] for parts in blocks]
         length = step.num_rows // len(targets[0])
-        depth = factor.c // len(sources[0])
         for n in range(len(targets[0])):
-            first_row = n * length
-            sums = self.initial(step, unit, step.first_row + first_row, length)
+            rows = pl.ds(n * length, length)
+            sums = self.initial(step, unit, step.first_row + n * length, length)
             for x_piece, w_piece in pieces.products(types.pieces):
-                for m, tile in enumerate(tiles_of_x[x_piece]):
-                    weights = refs["weights"].at[
-                        at, w_piece, pl.ds(first_row, length), pl.ds(m * depth, depth)
-                    ]
-                    weights = load(weights.T, layout=self.layout("RHS"))
-                    sums = plgpu.mma(sums, tile, weights)
+                for panel, x_tile in enumerate(x_tiles[x_piece]):
+                    weights = refs["weights"].at[at, panel, w_piece, rows].T
+                    w_tile = load(weights, layout=self.layout("RHS"))
+                    sums = plgpu.mma(sums, x_tile, w_tile)
             if step.factor == 0:
                 sums = activate(sums, self.activation)
-            if out is not None:
-                targets[0][0].T[...] = sums.astype(types.y)
+            if step.target is None:
+                targets[0][n][...] = sums.astype(types.y)
             else:
-                self.write(step.target, [piece[n].T for piece in targets], sums)
+                self.write(step.target, [parts[n] for parts in targets], sums)
+
+    def cut(self, slab: Any, size: int) -> list[Any]:
+        """Parts (rows, size) of a slab of x or y."""
+        if self.axis == -1:
+            return [slab.at[panel] for panel in range(slab.shape[0])]
+        return self.cut_parts([slab.at[0]], size)
+
+    def cut_parts(self, parts: Sequence[Any], size: int) -> list[Any]:
+        """Parts (rows, size) of parts (features, rows)."""
+        return [
+            part.at[pl.ds(start, size)].T
+            for part in parts
+            for start in range(0, part.shape[0], size)
+        ]
 
     def initial(
         self, step: Step, unit: jax.Array, first_row: int, length: int
@@ -707,19 +759,31 @@ class _Kernel:
             for piece in range(layout.pieces)
         ]
 
-    def run_of(self, step: Step, buffer: int, unit: jax.Array, run: int) -> list[Any]:
-        """What a unit moves, in a buffer: for each piece of the numbers a part.
+    def panels(
+        self, step: Step, buffer: int, unit: jax.Array, slab: Any
+    ) -> list[list[Any]]:
+        """What a unit moves, in a buffer.
 
-        Of shape (rows, run) where the batch comes first, or (features, rows).
+        Returns:
+          For each panel of the slab, a part of the same shape for each piece of the
+          numbers.
         """
+        count, features, width = slab.shape
         if self.axis == 0:
             i, k = self.block_of(step, unit)
             factor = self.plan.factors[step.factor]
-            return [part for (part,) in self.block(buffer, factor, run, i, k)]
+            blocks = [part for (part,) in self.block(buffer, factor, features, i, k)]
+            return [
+                [part.at[:, pl.ds(panel * width, width)] for part in blocks]
+                for panel in range(count)
+            ]
         layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
-        at: tuple[Any, ...] = (unit, pl.ds(0, run), 0)
-        if layout.inner > 1:
-            p, q = jax.lax.div(unit, layout.middle), jax.lax.rem(unit, layout.middle)
-            at = (p, q, pl.ds(0, run))
-        rows = pl.ds(0, self.config.rows)
-        return [ref.at[piece, *at, rows].T for piece in range(layout.pieces)]
+        runs = []
+        for panel in range(count):
+            run, rows = pl.ds(panel * width, width), pl.ds(0, self.config.rows)
+            at: tuple[Any, ...] = (unit, run, 0, rows)
+            if layout.inner > 1:
+                p = jax.lax.div(unit, layout.middle)
+                at = (p, jax.lax.rem(unit, layout.middle), run, rows)
+            runs.append([ref.at[piece, *at].T for piece in range(layout.pieces)])
+        return runs

@@ -134,6 +134,7 @@ class Step:
       slab_in: features of x that a unit reads, 0 if it reads a buffer.
       slab_out: features of y that a unit writes, 0 if it writes a buffer.
       weights: weights of a unit, pieces counted.
+      depth: columns of a block that are multiplied at a time.
     """
 
     kind: Literal["load", "multiply", "store"]
@@ -146,6 +147,7 @@ class Step:
     slab_in: int = 0
     slab_out: int = 0
     weights: int = 0
+    depth: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -238,6 +240,7 @@ def plan(
                 num_rows=factor.b,
                 slab_in=factor.c if source is None else 0,
                 weights=types.pieces * factor.b * factor.c,
+                depth=_depth(buffers, source, factor),
             )
         )
     source = len(buffers) - 1 if steps else None
@@ -278,6 +281,7 @@ def plan(
                 slab_in=last.c if source is None else 0,
                 slab_out=0 if stores else num_rows,
                 weights=types.pieces * num_rows * last.c,
+                depth=_depth(buffers, source, last),
             )
         )
         if stores:
@@ -322,6 +326,12 @@ def _stores(last: Factor, types: Types, *, batch_first: bool) -> bool:
     if batch_first:
         return last.d > 1
     return types.y_bytes > _OPERAND_BYTES
+
+
+def _depth(buffers: Sequence[Buffer], source: int | None, factor: Factor) -> int:
+    """Columns of a panel of weights, which one slice of the source has all of."""
+    parts = 1 if source is None else buffers[source].num_parts(factor, factor.c)
+    return tiles.panel(factor.c // parts, _OPERAND_BYTES)
 
 
 def _can_end_in(

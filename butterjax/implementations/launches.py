@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels.chain import default_config
+from pallas_kernels import chain, factor
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
 _BLOCKS = (64, 32, 16)
 
 Shapes = tuple[tuple[int, int, int, int], ...]
-_Check = Callable[..., Literal["chain"]]
+Kernel = Literal["chain", "factor"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Launch:
       chain: patterns of the factors that are launched.
     """
 
-    kernel: Literal["chain"]
+    kernel: Kernel
     partition: tuple[int, ...]
     chain: Chain
 
@@ -44,7 +44,7 @@ class Launch:
 
 
 def plan_launches(
-    chain: Chain,
+    patterns: Chain,
     *,
     dtype: jax.typing.DTypeLike,
     batch: int,
@@ -55,10 +55,11 @@ def plan_launches(
     """The launches that `pallas_chain` makes for a chain.
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
-    they fit in shared memory; if they do not, then the longest runs that do.
+    they fit in shared memory; if they do not, then the longest runs that do. A single
+    factor has a kernel of its own.
 
     Args:
-      chain: the patterns.
+      patterns: the chain.
       dtype: of x and the factors.
       batch: vectors in x.
       axis: the feature axis of x.
@@ -71,14 +72,14 @@ def plan_launches(
     Raises:
       NotImplementedError: if no kernel takes one of the factors; the message says why.
     """
-    check = functools.partial(
-        _check, dtype=dtype, batch=batch, axis=axis, precision=precision
+    kernel_for = functools.partial(
+        _kernel_for, dtype=dtype, batch=batch, axis=axis, precision=precision
     )
     result = jnp.dtype(dtype if out_dtype is None else out_dtype)
     plans, reasons = [], []
-    for partition in dict.fromkeys(collapse(chain, size) for size in _BLOCKS):
+    for partition in dict.fromkeys(collapse(patterns, size) for size in _BLOCKS):
         try:
-            plans.append(_longest_runs(chain, partition, check, result))
+            plans.append(_longest_runs(patterns, partition, kernel_for, result))
         except NotImplementedError as error:
             reasons.append(error)
     if not plans:
@@ -87,10 +88,13 @@ def plan_launches(
 
 
 def _longest_runs(
-    chain: Chain, partition: tuple[int, ...], check: _Check, out_dtype: jnp.dtype
+    patterns: Chain,
+    partition: tuple[int, ...],
+    kernel_for: Callable[..., Kernel],
+    out_dtype: jnp.dtype,
 ) -> tuple[Launch, ...]:
     """Launches for one partition, each as long as a kernel takes."""
-    whole = chain.fuse(partition)
+    whole = patterns.fuse(partition)
     made: list[Launch] = []
     stop = len(whole)
     while stop:
@@ -98,7 +102,7 @@ def _longest_runs(
         for start in range(stop):
             run = Chain(whole.patterns[start:stop])
             try:
-                kernel = check(run.shapes, out_dtype=None if start else out_dtype)
+                kernel = kernel_for(run.shapes, out_dtype=None if start else out_dtype)
             except NotImplementedError:
                 if start == stop - 1:
                     raise
@@ -109,20 +113,23 @@ def _longest_runs(
     return tuple(reversed(made))
 
 
-def _check(shapes: Shapes, **kwargs: Any) -> Literal["chain"]:
+def _kernel_for(shapes: Shapes, **kwargs: Any) -> Kernel:
     """The kernel that takes the factors in one launch; raises if there is none."""
-    default_config(shapes, **kwargs)
+    if len(shapes) == 1:
+        factor.default_config(shapes[0], **kwargs)
+        return "factor"
+    chain.default_config(shapes, **kwargs)
     return "chain"
 
 
-def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
+def collapse(patterns: Chain, max_block: int) -> tuple[int, ...]:
     """The shortest partition with products whose blocks are no larger than that.
 
     Of several, the one with the fewest weights. A factor whose own blocks are larger
     stays as it is.
 
     Args:
-      chain: the patterns.
+      patterns: the chain.
       max_block: the largest b and c that a product may have.
 
     Returns:
@@ -130,10 +137,10 @@ def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
     """
     # Of the factors from each index on: number of runs, weights, and the partition.
     best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
-    for start in reversed(range(len(chain))):
+    for start in reversed(range(len(patterns))):
         ways = []
         product = None
-        for length, pattern in enumerate(chain.patterns[start:], 1):
+        for length, pattern in enumerate(patterns.patterns[start:], 1):
             if product is None:
                 product = pattern
             elif product.is_chainable(pattern):
@@ -142,7 +149,7 @@ def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
                 break
             if length > 1 and max(product.b, product.c) > max_block:
                 break
-            runs, weights, partition = best[len(chain) - start - length]
+            runs, weights, partition = best[len(patterns) - start - length]
             ways.append((runs + 1, weights + product.num_weights, (length, *partition)))
         best.append(min(ways))
     return best[-1][2]

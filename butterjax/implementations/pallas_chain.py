@@ -1,5 +1,8 @@
 """`pallas_chain`: one GPU kernel per chain, intermediates in shared memory."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 from jax.typing import DTypeLike
 
@@ -10,6 +13,7 @@ from butterjax.implementations.xla_gradients import with_xla_gradients
 from butterjax.pattern import Chain
 from pallas_kernels.chain import chain
 from pallas_kernels.epilogue import Activation
+from pallas_kernels.factor import factor
 
 
 @register_fused("pallas_chain")
@@ -43,13 +47,20 @@ def pallas_chain(
         launch = launches[index]
         split = len(left) - sum(launch.partition)
         left, taken = left[:split], left[split:]
-        x = chain(
-            x,
-            fuse(taken, launch.partition, precision="highest"),
-            axis=axis,
-            bias=bias if index == 0 else None,
-            activation=activation if index == 0 else None,
-            out_dtype=preferred_element_type if index == 0 else None,
-            precision=precision,
-        )
+        weights = fuse(taken, launch.partition, precision="highest")
+        apply: Callable[..., jax.Array]
+        if launch.kernel == "chain":
+            apply = functools.partial(chain, x, weights)
+        else:
+            apply = functools.partial(factor, x, *weights)
+        if index > 0:
+            x = apply(axis=axis, precision=precision)
+        else:
+            x = apply(
+                axis=axis,
+                bias=bias,
+                activation=activation,
+                out_dtype=preferred_element_type,
+                precision=precision,
+            )
     return x
