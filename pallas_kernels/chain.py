@@ -45,14 +45,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import chain_plan, compat, pieces, tiles
+from pallas_kernels import chain_plan, compat, pieces, tiles, traffic
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
 
 DTYPES = ("bfloat16", "float16", "float32")
 _MAX_BARRIERS = 32  # In one allocation.
-_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,10 +105,12 @@ class Config:
         return tiles.Mma(self.m_warps)
 
 
-_TILES: tuple[tuple[int, Literal[1, 2, 4]], ...] = ((64, 2), (64, 4), (32, 2), (16, 1))
-_CREWS = ((4, 4), (4, 2), (2, 2), (2, 1))  # Warpgroups and stages.
+_ROWS = (16, 32, 64, 128)
+_M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _SHARES = (1, 2, 4)
-_MAX_SUMS = 64  # Registers per thread for a block's sums.
+_WARPGROUPS = (1, 2, 3, 4, 6, 8)
+_STAGES = (1, 2, 3, 4, 6, 8)
+_OUT_STAGES = (1, 2)
 
 
 def default_config(
@@ -121,11 +122,7 @@ def default_config(
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Config:
-    """A configuration that fits the chip, by rule and not by measurement.
-
-    Every tile fetches all weights anew, so the largest tile comes first; but one of 32
-    rows that leaves room for a second CTA, which computes while the first waits for
-    memory, comes before one of 64 that does not.
+    """The configuration that should be fastest, by `pallas_kernels.traffic`.
 
     Args:
       shapes: patterns (a, b, c, d), in the order of the matrix product.
@@ -137,38 +134,84 @@ def default_config(
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why
-        the smallest one does not.
+        the one that needs least does not.
     """
     types = _types(dtype, out_dtype, precision)
     _check_strides(shapes, types, batch, axis)
-    fitting: list[Config] = []
-    reason = None
-    # A tile much larger than the batch only if no other fits.
-    by_rows = sorted(_TILES, key=lambda tile: tile[0] > 16 and tile[0] >= 2 * batch)
-    for (rows, m_warps), shares in itertools.product(by_rows, _SHARES):
+    best, least = math.inf, None
+    reason: NotImplementedError | None = None
+    for rows, m_warps, shares in itertools.product(_ROWS, _M_WARPS, _SHARES):
+        if rows % tiles.Mma(m_warps).m:
+            continue
         tile = Config(rows=rows, m_warps=m_warps, shares=shares)
         try:
             plan = _plan(shapes, types, tile, axis)
+            _check_smem(
+                plan, dataclasses.replace(tile, warpgroups=1, stages=1, out_stages=1)
+            )
         except NotImplementedError as error:
-            reason = reason if shares > 1 else error
+            reason = reason or error
             continue
-        widest = max(step.num_rows for step in plan.steps)
-        if rows * widest > _MAX_SUMS * 128 and rows > 16:
-            continue
-        for warpgroups, stages in _CREWS:
-            config = dataclasses.replace(tile, warpgroups=warpgroups, stages=stages)
-            try:
-                needed = _check_smem(plan, config)
-            except NotImplementedError as error:
-                reason = reason if shares > 1 else error
+        for warpgroups, stages, out_stages in itertools.product(
+            _WARPGROUPS, _STAGES, _OUT_STAGES
+        ):
+            if warpgroups * stages > _MAX_BARRIERS:
                 continue
-            if stages > 1 and rows > 16 and 2 * (needed + 1024) <= _SMEM_OF_TWO:
-                return config
-            fitting.append(dataclasses.replace(config, ctas=132))
-    if not fitting:
-        assert reason is not None
-        raise reason
-    return max(fitting, key=lambda config: config.stages > 1)  # The first of these.
+            config = dataclasses.replace(
+                tile, warpgroups=warpgroups, stages=stages, out_stages=out_stages
+            )
+            seconds = _seconds(plan, config, max(batch, 1))
+            if seconds < best:
+                best, least = seconds, config
+    if least is None:
+        raise reason or NotImplementedError(
+            f"chain: the patterns {list(shapes)} need more registers than there are"
+        )
+    return least
+
+
+def predicted_seconds(
+    shapes: Sequence[Sequence[int]],
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    *,
+    axis: Literal[0, -1] = -1,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    config: Config | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> float:
+    """How long a launch should take on an H200, by `pallas_kernels.traffic`.
+
+    Args:
+      shapes, dtype, batch, axis, out_dtype, precision: as `default_config` has them.
+      config: None for `default_config`.
+
+    Returns:
+      Seconds; infinite if the configuration does not fit the chip.
+
+    Raises:
+      NotImplementedError: as `default_config` does.
+    """
+    config = config or default_config(
+        shapes, dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
+    )
+    types = _types(dtype, out_dtype, precision)
+    return _seconds(_plan(shapes, types, config, axis), config, batch)
+
+
+def _seconds(plan: Plan, config: Config, batch: int) -> float:
+    smem_bytes = _smem_bytes(plan, config)
+    if smem_bytes > tiles.SMEM_BYTES:
+        return math.inf
+    return traffic.seconds(
+        plan,
+        batch=batch,
+        rows=config.rows,
+        mma=config.mma,
+        warpgroups=config.warpgroups,
+        stages=config.stages,
+        smem_bytes=smem_bytes,
+    )
 
 
 def chain(
@@ -326,21 +369,22 @@ def _plan(
     )
 
 
-def _check_smem(plan: Plan, config: Config) -> int:
-    """Bytes of shared memory of one CTA."""
-    needed = plan.smem_bytes(
+def _smem_bytes(plan: Plan, config: Config) -> int:
+    return plan.smem_bytes(
         config.rows,
         warpgroups=config.warpgroups,
         stages=config.stages,
         out_stages=config.out_stages,
     )
-    if needed > tiles.SMEM_BYTES:
+
+
+def _check_smem(plan: Plan, config: Config) -> None:
+    if (needed := _smem_bytes(plan, config)) > tiles.SMEM_BYTES:
         factors = [(f.a, f.b, f.c, f.d) for f in plan.factors]
         raise NotImplementedError(
             f"chain: {factors} need {needed:,} bytes of shared memory with {config}, "
             f"more than {tiles.SMEM_BYTES:,}"
         )
-    return needed
 
 
 def _launch(
@@ -365,31 +409,33 @@ def _launch(
     ctas = min(config.ctas, num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(step: Step, count: int, features: int, dtype: str) -> Any:
+    def slab(count: int, features: int, dtype: str, width: int | None) -> Any:
         extents = (rows, features) if axis == -1 else (features, rows)
-        width = _panel(step, extents[1], dtype, axis)
+        width = width or tiles.panel(extents[1], jnp.dtype(dtype).itemsize)
         shape = (extents[1] // width, extents[0], width)
         return _swizzled((config.warpgroups * count, *shape), dtype)
 
     def scratch(step: Step) -> dict[str, Any]:
         refs = {}
-        copies = 0
+        multiplies = step.kind == "multiply"
+        # Where features come first, all vectors of a tile are one operand.
+        whole = rows if multiplies and axis == 0 else None
         if step.slab_in:
-            refs["slab_in"] = slab(step, config.stages, step.slab_in, types.x)
-            copies += refs["slab_in"].shape[1]
+            width = plan.depth if multiplies and axis == -1 else whole
+            refs["slab_in"] = slab(config.stages, step.slab_in, types.x, width)
+            copies = refs["slab_in"].shape[1]
+            refs["x_loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         if step.slab_out:
-            refs["slab_out"] = slab(step, config.out_stages, step.slab_out, types.y)
-        if step.kind == "multiply":
-            panels = plan.factors[step.factor].c // step.depth
-            shape = (lanes, panels, types.pieces, step.num_rows, step.depth)
-            refs["weights"] = _swizzled(shape, types.operand)
-            copies += panels
-        if copies:
-            refs["loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
+            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y, whole)
+        if multiplies:
+            copies = types.pieces * plan.factors[step.factor].c // plan.depth
+            refs["weights_loaded"] = plgpu.Barrier(
+                num_arrivals=copies, num_barriers=lanes
+            )
         return refs
 
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, buffers, steps, phase = refs
+        *inputs, y_ref, buffers, weights, steps, phase = refs
         _Kernel(
             plan,
             config,
@@ -402,6 +448,7 @@ def _launch(
             inputs[len(blocks)] if bias is not None else None,
             y_ref,
             buffers,
+            weights,
             steps,
             phase,
         ).run()
@@ -411,6 +458,9 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
             [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
+            _swizzled(
+                (lanes, plan.slab_weights // plan.depth, plan.depth), types.operand
+            ),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
         ],
@@ -423,14 +473,6 @@ def _launch(
         thread_name="wg",
     )(x, *blocks, *([] if bias is None else [bias]))
     return y if axis == -1 else y.reshape(n_out, batch)
-
-
-def _panel(step: Step, extent: int, dtype: str, axis: Literal[0, -1]) -> int:
-    """Entries along the contiguous axis of a panel of a slab of x or y."""
-    num_bytes = jnp.dtype(dtype).itemsize
-    if axis == 0 and step.kind == "multiply":
-        return extent  # All vectors of a tile are one operand.
-    return tiles.panel(extent, num_bytes)
 
 
 def _swizzled(shape: tuple[int, ...], dtype: str) -> Any:
@@ -457,15 +499,18 @@ class _Kernel:
     bias: Any
     y: Any
     buffers: Sequence[Any]
+    weights: Any
     scratch: Sequence[dict[str, Any]]
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
-        config, steps = self.config, self.plan.steps
-        for index, step in enumerate(steps):
-            for unit in range(config.stages):
-                self.fetch(index, step, jnp.int32(unit))
+        steps = self.plan.steps
+        for ahead in range(self.config.stages):
+            for index, step in enumerate(steps):
+                if step.slab_in:
+                    self.fetch_x(index, step, jnp.int32(ahead))
+            self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
 
         def take_tile(turn: jax.Array, carry: None) -> None:
             for index, step in enumerate(steps):
@@ -513,32 +558,85 @@ class _Kernel:
     def tile_of(self, turn: jax.Array) -> jax.Array:
         return jax.lax.axis_index("cta") + turn * self.ctas
 
-    def fetch(self, index: int, step: Step, serial: jax.Array) -> None:
-        """Starts the copies that unit number `serial`, counted over tiles, needs."""
-        refs = self.scratch[index]
-        if "loaded" not in refs:
-            return
+    def fetch_x(self, index: int, step: Step, serial: jax.Array) -> None:
+        """Starts the copies for unit number `serial` of a step, counted over tiles."""
         per_tile = self.turns(step)
         tile = self.tile_of(jax.lax.div(serial, per_tile))
         unit = self.unit_of(step, jax.lax.rem(serial, per_tile))
         at = self.stage(serial, self.config.stages)
+        slab = self.scratch[index]["slab_in"].at[at]
+        loaded = self.scratch[index]["x_loaded"].at[at]
 
         def copy() -> None:
-            loaded = refs["loaded"].at[at]
-            if step.slab_in:
-                slab = refs["slab_in"].at[at]
-                for panel in range(slab.shape[0]):
-                    source = self.part_of_x(step, unit, tile, panel, slab.shape[-1])
-                    plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
-            if step.kind == "multiply":
-                slab = refs["weights"].at[at]
-                rows = pl.ds(step.first_row, step.num_rows)
-                for panel in range(slab.shape[0]):
-                    columns = pl.ds(panel * step.depth, step.depth)
-                    source = self.blocks[step.factor].at[unit, :, rows, columns]
-                    plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
+            for panel in range(slab.shape[0]):
+                source = self.part_of_x(step, unit, tile, panel, slab.shape[-1])
+                plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
 
         pl.when(tile < self.num_tiles)(lambda: self.when_busy(step, unit, copy))
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Steps that multiply: their indices, and how many products come before."""
+        found, before = [], 0
+        for index, step in enumerate(self.plan.steps):
+            if step.kind == "multiply":
+                found.append((index, before))
+                before += self.turns(step)
+        return found
+
+    @property
+    def num_products(self) -> int:
+        """Products of a tile for each warpgroup, over all its steps."""
+        steps = self.plan.steps
+        return sum(self.turns(step) for step in steps if step.kind == "multiply")
+
+    def fetch_weights(self, serial: jax.Array, places: Sequence[int]) -> None:
+        """Starts the copies for product number `serial`, counted over steps and tiles.
+
+        Args:
+          serial: the number.
+          places: where in a tile it can be, as far as that is known beforehand.
+        """
+        turn = jax.lax.div(serial, self.num_products)
+        place = jax.lax.rem(serial, self.num_products)
+        at = self.stage(serial, self.config.stages)
+        slab, depth = self.weights.at[at], self.plan.depth
+        wanted = self.tile_of(turn) < self.num_tiles
+        for index, first in self.products:
+            step = self.plan.steps[index]
+            size = self.turns(step)
+            if not any(first <= p < first + size for p in places):
+                continue
+            unit = self.unit_of(step, place - first)
+            loaded = self.scratch[index]["weights_loaded"].at[at]
+            rows = pl.ds(step.first_row, step.num_rows)
+            columns = self.plan.factors[step.factor].c
+
+            def copy(
+                step: Step = step,
+                unit: jax.Array = unit,
+                loaded: Any = loaded,
+                rows: Any = rows,
+                columns: int = columns,
+            ) -> None:
+                for panel, piece in itertools.product(
+                    range(columns // depth), range(self.plan.types.pieces)
+                ):
+                    source = self.blocks[step.factor].at[
+                        unit, piece, rows, pl.ds(panel * depth, depth)
+                    ]
+                    target = slab.at[self.rows_of_weights(step, panel, piece)]
+                    plgpu.copy_gmem_to_smem(source, target, loaded)
+
+            here = (place >= first) & (place < first + size)
+            pl.when(wanted & here)(functools.partial(self.when_busy, step, unit, copy))
+
+    def rows_of_weights(
+        self, step: Step, panel: int, piece: int, first: int = 0, size: int = 0
+    ) -> Any:
+        """Where in a slab the rows of a panel of weights are, from the first on."""
+        before = (panel * self.plan.types.pieces + piece) * step.num_rows
+        return pl.ds(before + first, size or step.num_rows)
 
     def part_of_x(
         self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
@@ -581,13 +679,26 @@ class _Kernel:
         per_tile = self.turns(step)
         tile = self.tile_of(turn)
 
+        stages = self.config.stages
+        first = dict(self.products).get(index, 0)
+        # Where in a tile the products are that are fetched meanwhile.
+        places = [
+            (first + local + stages) % self.num_products for local in range(per_tile)
+        ]
+
         def take_unit(local: jax.Array, carry: None) -> None:
             serial = turn * per_tile + local
+            product = turn * self.num_products + first + local
             unit = self.unit_of(step, local)
             self.when_busy(
-                step, unit, lambda: self.apply_unit(index, step, unit, serial, tile)
+                step,
+                unit,
+                lambda: self.apply_unit(index, step, unit, serial, product, tile),
             )
-            self.fetch(index, step, serial + self.config.stages)
+            if step.slab_in:
+                self.fetch_x(index, step, serial + stages)
+            if step.kind == "multiply":
+                self.fetch_weights(product + stages, places)
             return carry
 
         jax.lax.fori_loop(0, per_tile, take_unit, None)
@@ -598,23 +709,27 @@ class _Kernel:
         step: Step,
         unit: jax.Array,
         serial: jax.Array,
+        product: jax.Array,
         tile: jax.Array,
     ) -> None:
         """Multiplies one block, or transposes one run."""
-        refs = self.scratch[index]
-        at = self.stage(serial, self.config.stages)
-        if "loaded" in refs:
-            plgpu.barrier_wait(refs["loaded"].at[at])
-        out = None
+        refs, config = self.scratch[index], self.config
+        slab = out = None
+        if step.slab_in:
+            at = self.stage(serial, config.stages)
+            plgpu.barrier_wait(refs["x_loaded"].at[at])
+            slab = refs["slab_in"].at[at]
         if step.slab_out:
             # The slab's last journey has to be over before it is written again.
-            plgpu.wait_smem_to_gmem(self.config.out_stages - 1, wait_read_only=True)
-            out = refs["slab_out"].at[self.stage(serial, self.config.out_stages)]
+            plgpu.wait_smem_to_gmem(config.out_stages - 1, wait_read_only=True)
+            out = refs["slab_out"].at[self.stage(serial, config.out_stages)]
         match step.kind:
             case "load":
-                self.load(step, unit, refs["slab_in"].at[at])
+                self.load(step, unit, slab)
             case "multiply":
-                self.multiply(step, unit, refs, at, out)
+                at = self.stage(product, config.stages)
+                plgpu.barrier_wait(refs["weights_loaded"].at[at])
+                self.multiply(step, unit, slab, self.weights.at[at], out)
             case "store":
                 self.store(step, unit, out)
         # TMA may read what was just written, and overwrite what was just read.
@@ -648,17 +763,17 @@ class _Kernel:
             target[...] = found[0].astype(self.plan.types.y)
 
     def multiply(
-        self, step: Step, unit: jax.Array, refs: dict[str, Any], at: Any, out: Any
+        self, step: Step, unit: jax.Array, slab: Any, weights: Any, out: Any
     ) -> None:
         """One block of a factor: (rows × c) by (c × b)."""
         factor, types = self.plan.factors[step.factor], self.plan.types
         i, k = self.block_of(step, unit)
         load = functools.partial(plgpu.load, optimized=False)
         if step.source is None:
-            sources = [self.cut(refs["slab_in"].at[at], step.depth)]
+            sources = [self.cut(slab, self.plan.depth)]
         else:
             blocks = self.block(step.source, factor, factor.c, i, k)
-            sources = [self.cut_parts(parts, step.depth) for parts in blocks]
+            sources = [self.cut_parts(parts, self.plan.depth) for parts in blocks]
         x_tiles = [
             [load(part, layout=self.layout("LHS")) for part in parts]
             for parts in sources
@@ -670,12 +785,13 @@ class _Kernel:
             targets = [[part.T for part in parts] for parts in blocks]
         length = step.num_rows // len(targets[0])
         for n in range(len(targets[0])):
-            rows = pl.ds(n * length, length)
             sums = self.initial(step, unit, step.first_row + n * length, length)
             for x_piece, w_piece in pieces.products(types.pieces):
                 for panel, x_tile in enumerate(x_tiles[x_piece]):
-                    weights = refs["weights"].at[at, panel, w_piece, rows].T
-                    w_tile = load(weights, layout=self.layout("RHS"))
+                    rows = self.rows_of_weights(
+                        step, panel, w_piece, n * length, length
+                    )
+                    w_tile = load(weights.at[rows].T, layout=self.layout("RHS"))
                     sums = plgpu.mma(sums, x_tile, w_tile)
             if step.factor == 0:
                 sums = activate(sums, self.activation)

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels import chain, factor
+from pallas_kernels import chain, factor, traffic
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
 _BLOCKS = (64, 32, 16)
+
+# The prediction is rough: one launch is given up where it is clearly worse.
+_LOSS = 2.0
+_MANY = 32_768  # Vectors of a batch that fills the chip.
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 Kernel = Literal["chain", "factor"]
@@ -55,8 +59,8 @@ def plan_launches(
     """The launches that `pallas_chain` makes for a chain.
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
-    they fit in shared memory; if they do not, then the longest runs that do. A single
-    factor has a kernel of its own.
+    they fit in shared memory, with room left to work in; if they do not, then the
+    longest runs that do. A single factor has a kernel of its own.
 
     Args:
       patterns: the chain.
@@ -73,7 +77,7 @@ def plan_launches(
       NotImplementedError: if no kernel takes one of the factors; the message says why.
     """
     kernel_for = functools.partial(
-        _kernel_for, dtype=dtype, batch=batch, axis=axis, precision=precision
+        _kernel_for, dtype=jnp.dtype(dtype), batch=batch, axis=axis, precision=precision
     )
     result = jnp.dtype(dtype if out_dtype is None else out_dtype)
     plans, reasons = [], []
@@ -113,12 +117,22 @@ def _longest_runs(
     return tuple(reversed(made))
 
 
-def _kernel_for(shapes: Shapes, **kwargs: Any) -> Kernel:
-    """The kernel that takes the factors in one launch; raises if there is none."""
+def _kernel_for(shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any) -> Kernel:
+    """The kernel for factors that share a launch; raises if they should not."""
     if len(shapes) == 1:
-        factor.default_config(shapes[0], **kwargs)
+        factor.default_config(shapes[0], dtype, **kwargs)
         return "factor"
-    chain.default_config(shapes, **kwargs)
+    config = chain.default_config(shapes, dtype, **kwargs)
+    together = chain.predicted_seconds(
+        shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
+    )
+    features = sum(a * (b + c) * d for a, b, c, d in shapes)
+    apart = dtype.itemsize * features * _MANY / traffic.H200.hbm
+    if together > _LOSS * apart:
+        raise NotImplementedError(
+            f"chain: {shapes} should take {together / apart:.1f} times as long in one "
+            "launch as HBM needs for the factors one by one"
+        )
     return "chain"
 
 
