@@ -50,6 +50,8 @@ class Config:
       split_blocks: warpgroups that share the blocks.
       m_warps: warps of a warpgroup along the rows of the product.
       stages: chunks of x and weights that are in flight or in use.
+      slots: turned buffers for x; with two, a chunk is turned while others multiply
+        the one before.
       out_stages: slabs of y, of each warpgroup, that may be on their way to HBM.
       ctas: CTAs to launch at most; each takes items until there are none left.
       batch_first: whether the batch is walked through block by block, with few
@@ -65,6 +67,7 @@ class Config:
     split_blocks: int = 1
     m_warps: Literal[1, 2, 4] = 2
     stages: int = 3
+    slots: Literal[1, 2] = 2
     out_stages: int = 1
     ctas: int = 132
     batch_first: bool = False
@@ -76,6 +79,8 @@ class Config:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
+        if self.slots > 2:
+            raise ValueError(f"Config: slots must be 1 or 2, got {self.slots}")
         for name, unit in (("rows", 64), ("features", 16), ("depth", 16)):
             value = getattr(self, name)
             if value % unit or value > _MAX_COPY:
@@ -269,7 +274,8 @@ class Tiling:
             * self.item_out,
         ]
         if self.way == "turned":
-            parts.append(4 * self.pieces * math.prod(self.turned(config.depth)))
+            planes = config.slots * self.pieces
+            parts.append(2 * planes * math.prod(self.turned(config.depth)))
             if self.transposes:
                 parts.append(
                     2 * self.pieces_out * math.prod(self.turned(config.features))
@@ -329,6 +335,12 @@ def _addressable(factor: tiles.Factor) -> bool:
     return aligned and (factor.d == 1 or factor.d in _WHOLE_RUNS)
 
 
+def _way(factor: tiles.Factor, *, feature_first: bool, item_in: int) -> Way:
+    if feature_first:
+        return "turned" if item_in == 4 else "columns"
+    return "turned" if factor.d > 1 else "flat"
+
+
 def tiling(
     shape: Sequence[int],
     config: Config,
@@ -354,10 +366,7 @@ def tiling(
         the message says why.
     """
     factor = embed(shape, feature_first=feature_first)
-    if feature_first:
-        way: Way = "turned" if item_in == 4 else "columns"
-    else:
-        way = "turned" if factor.d > 1 else "flat"
+    way = _way(factor, feature_first=feature_first, item_in=item_in)
     plan = Tiling(factor, config, way, batch, feature_first, item_in, item_out, pieces)
     if reason := _misfit(plan):
         raise NotImplementedError(
@@ -500,7 +509,8 @@ def best_config(
     best: tuple[tuple[float, ...], Config] | None = None
     reason: NotImplementedError | None = None
     weights = pieces * factor.num_weights * 2
-    for draft in _candidates(factor, feature_first=feature_first):
+    way = _way(factor, feature_first=feature_first, item_in=item_in)
+    for draft in _candidates(factor, way, feature_first=feature_first):
         for stages in (6, 4, 3, 2, 1):
             config = dataclasses.replace(
                 draft, stages=stages, batch_first=weights > _WEIGHTS_IN_L2
@@ -542,7 +552,8 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
     rounds = -(-plan.items // (_SMS * per_sm))
-    meeting = rounds * (plan.chunks * (3 if plan.way == "turned" else 1) + 2) * _MEETING
+    meetings = 1 if plan.way != "turned" else 5 - config.slots
+    meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
     return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
 
 
@@ -555,7 +566,9 @@ def _fits_twice(plan: Tiling) -> bool:
     )
 
 
-def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config]:
+def _candidates(
+    factor: tiles.Factor, way: Way, *, feature_first: bool
+) -> Iterator[Config]:
     """A bounded set of configurations to choose from."""
     d = factor.d
     blocks: tuple[int, ...] = (1,)
@@ -574,8 +587,9 @@ def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config
     splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
-    for rows, feature, depth, group, split in itertools.product(
-        (64, 128, 256), sorted(features), sorted(depths), blocks, splits
+    turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
+    for rows, feature, depth, group, split, slots in itertools.product(
+        (64, 128, 256), sorted(features), sorted(depths), blocks, splits, turned
     ):
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
@@ -591,4 +605,5 @@ def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config
                 split_features=split[1],
                 split_blocks=split[2],
                 m_warps=m_warps,
+                slots=slots,
             )
