@@ -267,7 +267,7 @@ def _launch(
             plgpu.SMEM((config.stages, *first.shape), x.dtype),
             [plgpu.SMEM(tile.shape, jnp.float32) for tile in plan.tiles[1:-1]],
             plgpu.SMEM(last.shape, out_dtype),
-            plgpu.Barrier(num_arrivals=len(_copies(first)), num_barriers=config.stages),
+            plgpu.Barrier(num_arrivals=_num_copies(first), num_barriers=config.stages),
             plgpu.Barrier(num_arrivals=config.warpgroups),
         ],
         compiler_params=plgpu.CompilerParams(
@@ -350,35 +350,34 @@ class _Kernel:
     def tile_of(self, turn: jax.Array) -> jax.Array:
         return jax.lax.axis_index("cta") + turn * self.ctas
 
-    def rows_of(self, turn: jax.Array) -> Any:
-        rows = self.config.rows
-        return pl.ds(pl.multiple_of(self.tile_of(turn) * rows, rows), rows)
-
     def fetch(self, turn: jax.Array) -> None:
         """Starts to copy the tile of a turn from x, if there is one."""
         slot = jax.lax.rem(turn, self.config.stages)
         tile = self.plan.tiles[0]
 
+        def move(source: tuple[Any, ...], target: tuple[Any, ...]) -> None:
+            plgpu.copy_gmem_to_smem(
+                self.x.at[source],
+                self.x_tiles.at[(slot, *target)],
+                self.loaded.at[slot],
+                # Of the last tile, rows beyond the batch keep what they were.
+                oob_mode=plgpu.OOBFillMode.UNDEFINED,
+            )
+
         def copy() -> None:
-            for part in _copies(tile):
-                plgpu.copy_gmem_to_smem(
-                    self.x.at[_slice(tile, part, self.rows_of(turn))],
-                    self.x_tiles.at[(slot, *part)],
-                    self.loaded.at[slot],
-                    # Of the last tile, rows beyond the batch keep what they were.
-                    oob_mode=plgpu.OOBFillMode.UNDEFINED,
-                )
+            _copy(tile, self.tile_of(turn), self.x.shape[0], move, fill=True)
 
         self.alone(lambda: pl.when(self.tile_of(turn) < self.num_tiles)(copy))
 
     def store(self, turn: jax.Array) -> None:
         """Starts to copy the tile of a turn to y."""
+
+        def move(target: tuple[Any, ...], source: tuple[Any, ...]) -> None:
+            part = self.y_tile.at[source] if source else self.y_tile
+            plgpu.copy_smem_to_gmem(part, self.y.at[target])
+
         tile = self.plan.tiles[-1]
-        for part in _copies(tile):
-            target = self.y.at[_slice(tile, part, self.rows_of(turn))]
-            plgpu.copy_smem_to_gmem(
-                self.y_tile.at[part] if part else self.y_tile, target
-            )
+        _copy(tile, self.tile_of(turn), self.y.shape[0], move, fill=False)
 
     def ref(self, tile: int, slot: jax.Array) -> Any:
         """A tile in shared memory."""
@@ -495,21 +494,54 @@ def _loop(count: int, action: Callable[[jax.Array, None], None]) -> None:
         jax.lax.fori_loop(0, count, action, None)
 
 
-def _copies(tile: passes.Tile) -> list[tuple[int, ...]]:
-    """The digits in front of each part of a tile that one TMA copy moves.
+def _parts(tile: passes.Tile) -> list[tuple[int, ...]]:
+    """The digits in front of each part of a row that TMA moves at once.
 
-    Rows of a batch-first array follow one another and are moved at once; others are
-    described to TMA axis by axis.
+    Of TMA's axes one is for all digits in front together, and for the row.
     """
-    more = len(tile.shape) - _MAX_TMA_AXES if tile.rows_last else 0
-    return list(itertools.product(*map(range, tile.digits[: max(0, more)])))
+    if len(tile.shape) <= _MAX_TMA_AXES:
+        return [()]
+    left = _MAX_TMA_AXES - 1 - tile.rows_last
+    return list(itertools.product(*map(range, tile.digits[:-left])))
 
 
-def _slice(tile: passes.Tile, part: tuple[int, ...], rows: Any) -> tuple[Any, ...]:
-    """Where the part of a tile lies in x or y."""
-    if not tile.rows_last:
-        return (rows,)
-    return (*part, *(slice(None) for _ in tile.digits[len(part) :]), rows)
+def _is_moved_by_rows(tile: passes.Tile) -> bool:
+    return not tile.rows_last and len(tile.shape) > _MAX_TMA_AXES
+
+
+def _num_copies(tile: passes.Tile) -> int:
+    return len(_parts(tile)) * (tile.rows if _is_moved_by_rows(tile) else 1)
+
+
+def _copy(
+    tile: passes.Tile,
+    number: jax.Array,
+    batch: int,
+    move: Callable[[tuple[Any, ...], tuple[Any, ...]], None],
+    *,
+    fill: bool,
+) -> None:
+    """Calls `move` with where each part of a tile lies in x or y, and in the tile.
+
+    With `fill` there are always as many parts: rows beyond the batch are copies of the
+    last one.
+    """
+    start = pl.multiple_of(number * tile.rows, tile.rows)
+    rows = pl.ds(start, tile.rows)
+    if not _is_moved_by_rows(tile):
+        for part in _parts(tile):
+            whole = (slice(None),) * (len(tile.digits) - len(part))
+            move((*part, *whole, rows) if tile.rows_last else (rows,), part)
+        return
+
+    inside = jnp.minimum(tile.rows, batch - start)
+
+    def move_row(row: jax.Array, carry: None) -> None:
+        for part in _parts(tile):
+            move((start + jnp.minimum(row, inside - 1), *part), (row, *part))
+        return carry
+
+    jax.lax.fori_loop(0, tile.rows if fill else inside, move_row, None)
 
 
 def _digits_of(number: jax.Array, sizes: Sequence[int]) -> list[Any]:

@@ -78,6 +78,13 @@ def test_patterns(shapes, axis):
 
 
 @both_layouts
+def test_more_digits_than_tma_has_axes(axis):
+    shapes = [(4**i, 4, 4, 4 ** (4 - i)) for i in range(5)]
+    config = Config(rows=4, warpgroups=2, ctas=2)
+    check(shapes, batch=12 if axis == 0 else 11, axis=axis, config=config)
+
+
+@both_layouts
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_types_are_rounded_once(dtype, axis):
     check(DYADIC, batch=72, axis=axis, dtype=dtype)
