@@ -1,4 +1,61 @@
-"""DOC"""
+"""`radix`: a whole chain of small factors in one launch, on CUDA cores, in float32.
+
+    x in HBM ──TMA──▶ tile of x ──▶ registers: the factors of a pass ─┐
+    weights (L2) ──────────────────▶ registers, once per tile         │
+                                                                      ▼
+                      next pass: registers ◀── tile in float32 ◀── in place
+                         │
+                         └─▶ tile of y ──TMA──▶ y in HBM
+
+For blocks of 2 to 16 features, where a tensor core has nothing to multiply, or where
+products have to be those of float32. A thread holds a few features of a few vectors
+and applies as many neighbouring factors as their weights fit registers, three of
+radix 2; so ten factors take four passes over shared memory and not ten
+(`pallas_kernels.passes`). One CTA takes `rows` vectors at a time and keeps taking more
+until there are none left; TMA brings the next tile of x while the passes after the
+first compute, and takes y away during the passes of the next tile. Warpgroups meet
+between two passes, and load the weights of the next before they do.
+
+Bytes for each vector of a chain with n features before and after every factor, and
+P passes; s = itemsize, w = weights of all factors:
+
+    HBM     2·s·n, x read once and y written once: the floor
+    L2      the same, and s·w / rows
+    SMEM    2·s·n by TMA, 2·s·n by the first and last pass, 8·(P - 1)·n between
+    FMA     w products; the first of each sum is a product alone
+
+Shared memory: s·rows·n for x, as much for y, and 4·rows·n, padded, for what lies
+between; another of those wherever a pass between has b ≠ c.
+
+*Bank conflicts.* Feature-last tiles have none for radix-2 chains from n = 256 to 2048:
+the last digit, of four features, moves as one vector of 16 bytes, and the tile between
+has one digit padded. The first pass has them at n = 4096, where it holds eight features
+that follow one another; and so have the first and last of feature-first tiles, whose
+vectors TMA packs densely. `passes.plan` counts them all.
+
+*Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
+vector of float32, features last, at 18.6 bytes of HBM per clock (4.3 TB/s over 132
+multiprocessors at 1.75 GHz). "Pipeline" is what shared memory and the loads of weights
+take, TMA included; "FMA" both instructions of each weighted sum at 128 per clock.
+
+    n      rows   passes   HBM    pipeline   FMA
+    256    2·32   3         110      92       32
+    1024   16     4         440     448      160
+    4096   4      4        1760    2304      768
+
+So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
+pipeline alike, of which weights are over a quarter: they are loaded for every tile, and by
+each thread that shares out the rows of a block with others. At n = 4096 a tile has
+only 4 rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
+Features first, the pipeline takes 1.5 times as long. In 16 bits HBM takes half the
+time and the rest the same.
+
+Where the chain kernel should win: it collapses ten radix-2 factors to a few of larger
+blocks, which take as few passes on tensor cores. To be expected in 16 bits from n = 512
+on, and in float32 from n = 2048 on where products of bfloat16 pieces are exact enough.
+This kernel is for exact float32, small n, and chains that must be applied
+as they are given.
+"""
 
 import dataclasses
 import functools
