@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import chain_plan, compat, pieces, tiles, traffic
+from pallas_kernels import arguments, chain_plan, compat, pieces, tiles, traffic
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
@@ -137,7 +137,7 @@ def default_config(
         the one that needs least does not.
     """
     types = _types(dtype, out_dtype, precision)
-    _check_strides(shapes, types, batch, axis)
+    _check_runs(shapes, types, batch, axis)
     best, least = math.inf, None
     reason: NotImplementedError | None = None
     for rows, m_warps, shares in itertools.product(_ROWS, _M_WARPS, _SHARES):
@@ -256,17 +256,11 @@ def chain(
         later, when it is lowered, if that is not for an NVIDIA GPU.
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
-    shapes = tuple(tuple(map(int, factor.shape)) for factor in factors)
-    batch = _check(x, factors, shapes, axis)
+    shapes, batch, n_out = arguments.check("chain", x, factors, bias, axis)
     types = _types(x.dtype, out_dtype, precision)
-    n_out = math.prod(shapes[0]) // shapes[0][2]
-    if bias is not None and bias.shape != (n_out,):
-        raise ValueError(
-            f"chain: bias must have the shape ({n_out},), got {bias.shape}"
-        )
     if batch == 0:
         return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), types.y)
-    _check_strides(shapes, types, batch, axis)
+    _check_runs(shapes, types, batch, axis)
     if config is None:
         config = default_config(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
@@ -289,68 +283,28 @@ def chain(
     )
 
 
-def _check(
-    x: jax.Array,
-    factors: Sequence[jax.Array],
-    shapes: Sequence[tuple[int, ...]],
-    axis: int,
-) -> int:
-    """The batch; raises ValueError where sizes do not fit."""
-    if axis not in (0, -1):
-        raise ValueError(f"chain: axis must be 0 or -1, got {axis}")
-    if not factors or any(len(shape) != 4 for shape in shapes):
-        raise ValueError(
-            f"chain: factors must be arrays of shapes (a, b, c, d), got {list(shapes)}"
-        )
-    if x.ndim != 2:
-        raise ValueError(f"chain: x must have two axes, got shape {x.shape}")
-    features = x.shape[axis]
-    for index in reversed(range(len(shapes))):
-        a, b, c, d = shapes[index]
-        if features != a * c * d:
-            raise ValueError(
-                f"chain: factors[{index}] of shape {shapes[index]} takes a·c·d = "
-                f"{a * c * d} features, but is given {features}"
-            )
-        features = a * b * d
-        if factors[index].dtype != x.dtype:
-            raise NotImplementedError(
-                f"chain: factors[{index}] has dtype {factors[index].dtype.name}, but x "
-                f"has {x.dtype.name}: the kernel multiplies numbers of one type"
-            )
-    return int(x.shape[1 + axis])
-
-
 def _types(
     dtype: jax.typing.DTypeLike,
     out_dtype: jax.typing.DTypeLike | None,
     precision: jax.lax.PrecisionLike,
 ) -> Types:
-    x = jnp.dtype(dtype).name
-    y = x if out_dtype is None else jnp.dtype(out_dtype).name
-    for what, name in (("the dtype", x), ("out_dtype", y)):
-        if name not in DTYPES:
-            raise NotImplementedError(
-                f"chain: {what} must be one of {', '.join(DTYPES)}; got {name}"
-            )
-    return Types(x, y, pieces.count(x, precision))
+    x = arguments.check_dtype("chain", "the dtype of x", dtype, DTYPES)
+    y = x
+    if out_dtype is not None:
+        y = arguments.check_dtype("chain", "out_dtype", out_dtype, DTYPES)
+    return Types(x.name, y.name, pieces.count(x, precision))
 
 
-def _check_strides(
+def _check_runs(
     shapes: Sequence[Sequence[int]], types: Types, batch: int, axis: Literal[0, -1]
 ) -> None:
-    """TMA takes rows of whole 16 bytes."""
     (a, b, _, d), (a_in, _, c_in, d_in) = shapes[0], shapes[-1]
     for what, features, num_bytes in (
         ("x", a_in * c_in * d_in, types.x_bytes),
         ("the result", a * b * d, types.y_bytes),
     ):
-        length = features if axis == -1 else batch
-        if length * num_bytes % 16:
-            raise NotImplementedError(
-                f"chain: TMA takes rows of whole 16 bytes, but the last axis of {what} "
-                f"is {length} numbers of {num_bytes} bytes long"
-            )
+        shape = (batch, features) if axis == -1 else (features, batch)
+        arguments.check_runs("chain", what, shape, num_bytes, axis)
 
 
 def _plan(

@@ -60,7 +60,6 @@ plan = functools.partial(plan_launches, dtype="bfloat16", batch=4096)
         bj.Chain.square_dyadic(2048),
         bj.Chain.monarch(512, 512),
         bj.Chain.monarch(2048, 2048),
-        bj.Chain.monarch(768, 3072),
         bj.Chain.monarch(3072, 768),
     ],
     ids=str,
@@ -79,6 +78,21 @@ def test_more_than_shared_memory_holds(dtype, axis):
     partition = tuple(itertools.chain(*(launch.partition for launch in launches)))
     patterns = [pattern for launch in launches for pattern in launch.chain]
     assert bj.Chain(patterns) == chain.fuse(partition)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_exact_products_of_small_blocks_need_no_tensor_core(axis):
+    chain = bj.Chain.square_dyadic(1024)
+    (launch,) = plan(chain, dtype="float32", precision="highest", axis=axis)
+    assert launch.kernel == "radix"
+    assert launch.chain == chain
+    (launch,) = plan(chain, dtype="float32", axis=axis)
+    assert launch.kernel == "chain"
+
+
+def test_one_launch_is_given_up_where_it_should_take_longer():
+    launches = plan(bj.Chain.monarch(4096, 4096))
+    assert [launch.kernel for launch in launches] == ["factor", "factor"]
 
 
 def test_a_plan_reads_well():

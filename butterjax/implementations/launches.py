@@ -10,18 +10,20 @@ import jax.numpy as jnp
 
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels import chain, factor, traffic
+from pallas_kernels import chain, factor, pieces, radix, traffic
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
 _BLOCKS = (64, 32, 16)
+
+_SMALL_BLOCK = 8
 
 # The prediction is rough: one launch is given up where it is clearly worse.
 _LOSS = 2.0
 _MANY = 32_768  # Vectors of a batch that fills the chip.
 
 Shapes = tuple[tuple[int, int, int, int], ...]
-Kernel = Literal["chain", "factor"]
+Kernel = Literal["chain", "factor", "radix"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def plan_launches(
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
     they fit in shared memory, with room left to work in; if they do not, then the
-    longest runs that do. A single factor has a kernel of its own.
+    longest runs that do. A single factor has a kernel of its own; and a chain of small
+    blocks in float32 under precision "highest" one that multiplies without tensor cores.
 
     Args:
       patterns: the chain.
@@ -76,6 +79,15 @@ def plan_launches(
     Raises:
       NotImplementedError: if no kernel takes one of the factors; the message says why.
     """
+    if _is_exact_and_small(patterns, dtype, precision):
+        try:
+            radix.default_config(
+                patterns.shapes, dtype, batch, axis=axis, out_dtype=out_dtype
+            )
+        except NotImplementedError:
+            pass  # Other kernels are as exact.
+        else:
+            return (Launch("radix", (1,) * len(patterns), patterns),)
     kernel_for = functools.partial(
         _kernel_for, dtype=jnp.dtype(dtype), batch=batch, axis=axis, precision=precision
     )
@@ -89,6 +101,14 @@ def plan_launches(
     if not plans:
         raise reasons[-1]
     return min(plans, key=len)
+
+
+def _is_exact_and_small(
+    patterns: Chain, dtype: jax.typing.DTypeLike, precision: jax.lax.PrecisionLike
+) -> bool:
+    """Whether six products of pieces would take longer than the plain ones."""
+    widest = max(max(pattern.b, pattern.c) for pattern in patterns)
+    return widest <= _SMALL_BLOCK and pieces.count(dtype, precision) == 3
 
 
 def _longest_runs(

@@ -14,6 +14,7 @@ from butterjax.pattern import Chain
 from pallas_kernels.chain import chain
 from pallas_kernels.epilogue import Activation
 from pallas_kernels.factor import factor
+from pallas_kernels.radix import radix
 
 
 @register_fused("pallas_chain")
@@ -28,11 +29,11 @@ def pallas_chain(
     bias: jax.Array | None,
     activation: Activation | None,
 ) -> jax.Array:
-    """All factors in one launch of `pallas_kernels.chain`; the gradient by `einsum`.
+    """All factors in one launch, if they fit; the gradient by `einsum`.
 
     Neighbours with small blocks are multiplied out first, and a chain that does not fit
-    in shared memory takes several launches: `plan_launches` tells which. For NVIDIA
-    GPUs from Hopper on. Reverse-mode derivatives only.
+    in shared memory takes several launches: `plan_launches` tells which, and with which
+    kernels. For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
     """
     launches = plan_launches(
         Chain.of(factors),
@@ -49,10 +50,13 @@ def pallas_chain(
         left, taken = left[:split], left[split:]
         weights = fuse(taken, launch.partition, precision="highest")
         apply: Callable[..., jax.Array]
-        if launch.kernel == "chain":
-            apply = functools.partial(chain, x, weights)
-        else:
-            apply = functools.partial(factor, x, *weights)
+        match launch.kernel:
+            case "chain":
+                apply = functools.partial(chain, x, weights)
+            case "factor":
+                apply = functools.partial(factor, x, *weights)
+            case "radix":
+                apply = functools.partial(radix, x, weights)
         if index > 0:
             x = apply(axis=axis, precision=precision)
         else:
