@@ -329,8 +329,8 @@ def _launch(
         ],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
-            # What a thread reads and then writes in a pass is its own; `meet` parts
-            # the passes.
+            # What a warp reads and then writes in a pass is its own, in the order of
+            # its instructions; `meet` parts the passes.
             unsafe_no_auto_barriers=True,
         ),
         grid=(ctas,),
