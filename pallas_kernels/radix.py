@@ -44,9 +44,9 @@ take, TMA included; "FMA" both instructions of each weighted sum at 128 per cloc
     4096   4      4        1783    2304      768
 
 So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
-pipeline alike, of which weights are over a quarter: they are loaded for every tile, and by
-each thread that shares out the rows of a block with others. At n = 4096 a tile has
-only 4 rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
+pipeline alike, of which weights are over a quarter: they are loaded for every tile, and
+by each thread that shares the rows of a block with others. At n = 4096 a tile has only
+4 rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
 Features first, the pipeline takes 1.5 times as long. In 16 bits HBM takes half the
 time and the rest the same.
 
@@ -329,8 +329,8 @@ def _launch(
         ],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
-            # What a thread reads and then writes in a pass is its own; `meet` parts
-            # the passes.
+            # What a warp reads and then writes in a pass is its own, in the order of
+            # its instructions; `meet` parts the passes.
             unsafe_no_auto_barriers=True,
         ),
         grid=(ctas,),
