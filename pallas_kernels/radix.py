@@ -35,8 +35,9 @@ vectors TMA packs densely. `passes.plan` counts them all.
 
 *Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
 vector of float32, features last, at 18.4 bytes of HBM per clock (an H200 by its data
-sheet: 4.8 TB/s over 132 multiprocessors at 1.98 GHz). "Pipeline" is what shared memory and the loads of weights
-take, TMA included; "FMA" both instructions of each weighted sum at 128 per clock.
+sheet: 4.8 TB/s over 132 multiprocessors at 1.98 GHz). "Pipeline" is what shared memory
+and the loads of weights take, TMA included; "FMA" both instructions of each weighted
+sum at 128 per clock.
 
     n      rows   passes   HBM    pipeline   FMA
     256    2·32   3         111      92       32

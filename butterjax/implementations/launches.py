@@ -62,8 +62,8 @@ def plan_launches(
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
     they fit in shared memory, with room left to work in; if they do not, then the
-    longest runs that do. A single factor has a kernel of its own; and a chain of small
-    blocks in float32 under precision "highest" one that multiplies without tensor cores.
+    longest runs that do. A single factor has a kernel of its own; so has a chain of
+    small blocks in float32 under precision "highest", without tensor cores.
 
     Args:
       patterns: the chain.
@@ -182,7 +182,7 @@ def collapse(patterns: Chain, max_block: int) -> tuple[int, ...]:
             else:
                 break
             if length > 1 and max(product.b, product.c) > max_block:
-                break
+                continue  # A longer product can have smaller blocks.
             runs, weights, partition = best[len(patterns) - start - length]
             ways.append((runs + 1, weights + product.num_weights, (length, *partition)))
         best.append(min(ways))
