@@ -80,7 +80,7 @@ def select(patterns: Sequence[str]) -> list[Case]:
       ValueError: if a pattern is the start of none of them, nor the whole name of a
         case, CHAIN/BATCH/DTYPE/LAYOUT.
     """
-    chosen = {}
+    chosen: dict[str, Case] = {}
     for pattern in patterns:
         globs = f"{pattern}*"
         found = [case for case in CASES if fnmatch.fnmatchcase(case.name, globs)]
