@@ -262,12 +262,18 @@ class Tiling:
         return self.num_sums + operands
 
     @property
+    def stage_bytes(self) -> int:
+        """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
+        x = math.prod(self.slab_in) * self.item_in
+        weights = math.prod(self.slab_weights) * 2
+        return sum(-(-part // 1024) * 1024 for part in (x, weights))
+
+    @property
     def smem_bytes(self) -> int:
         """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
         config = self.config
         parts = [
-            config.stages * math.prod(self.slab_in) * self.item_in,
-            config.stages * math.prod(self.slab_weights) * 2,
+            config.stages * self.stage_bytes,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -484,6 +490,7 @@ _SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
+_MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
 
@@ -506,38 +513,34 @@ def best_config(
       NotImplementedError: if none fits; the message says why the last one does not.
     """
     factor = embed(shape, feature_first=feature_first)
-    best: tuple[tuple[float, ...], Config] | None = None
-    reason: NotImplementedError | None = None
-    weights = pieces * factor.num_weights * 2
     way = _way(factor, feature_first=feature_first, item_in=item_in)
+    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
+    best: tuple[tuple[float, ...], Config] | None = None
+    reason: str | None = None
     for draft in _candidates(factor, way, feature_first=feature_first):
-        for stages in (6, 4, 3, 2, 1):
-            config = dataclasses.replace(
-                draft, stages=stages, batch_first=weights > _WEIGHTS_IN_L2
-            )
-            try:
-                plan = tiling(
-                    shape,
-                    config,
-                    batch=batch,
-                    feature_first=feature_first,
-                    item_in=item_in,
-                    item_out=item_out,
-                    pieces=pieces,
-                )
-            except NotImplementedError as error:
-                reason = error
-                continue
-            if plan.registers <= _REGISTERS[config.warpgroups]:
-                if _fits_twice(plan):
-                    config = dataclasses.replace(config, ctas=2 * _SMS)
-                key = _rank(plan)
-                if best is None or key < best[0]:
-                    best = (key, config)
-            break
+        config = dataclasses.replace(draft, stages=1, batch_first=walk)
+        plan = Tiling(
+            factor, config, way, batch, feature_first, item_in, item_out, pieces
+        )
+        if misfit := _misfit(plan):
+            reason = misfit
+            continue
+        if plan.registers > _REGISTERS[config.warpgroups]:
+            continue
+        room = (tiles.SMEM_BYTES - plan.smem_bytes) // plan.stage_bytes
+        stages = min(1 + room, _MAX_STAGES)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(config, stages=stages)
+        )
+        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        key = _rank(plan)
+        if best is None or key < best[0]:
+            best = (key, dataclasses.replace(plan.config, ctas=ctas))
     if best is None:
-        assert reason is not None
-        raise reason
+        raise NotImplementedError(
+            f"factor: no configuration fits the pattern {shape}; the last one tried "
+            f"because {reason}"
+        )
     return best[1]
 
 
@@ -583,7 +586,7 @@ def _candidates(
         for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
         if n % unit_b == 0 and n <= min(b, _MAX_COPY)
     }
-    depths.add(c if c <= 128 else unit_c)
+    depths |= {unit_c, c if c <= 128 else unit_c}
     splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
