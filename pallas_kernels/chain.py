@@ -2,7 +2,7 @@
 
     x in HBM ──TMA──▶ slab ──ldmatrix──▶ registers ─┐
                                                     ├─ mma.sync, f32 sums
-    weights (L2) ──TMA──▶ slab ──ldmatrix──▶ regs ──┘        │ rounded
+    weights (L2) ──TMA──▶ ring ──ldmatrix──▶ regs ──┘        │ rounded
                                                              ▼
       next factor ◀──ldmatrix.trans── buffer ◀──stmatrix.trans
            │              (features first, batch innermost)
@@ -19,17 +19,46 @@ contiguous, which is what ldmatrix and stmatrix want; so nothing is ever permute
 HBM. Features-first arrays are read and written that way at once. Of a batch-first
 array that holds only where d = 1, so a first factor with d > 1 is preceded, and a
 last one followed, by a pass that transposes in shared memory: one such pass for a
-Monarch chain (1, b, c, d)(a, b', c', 1).
+Monarch chain (1, b, c, d)(a, b', c', 1). The same passes cut float32 into bfloat16
+pieces on the way in, which all else then has two or three of, and add them up on the
+way out. Bias and activation are applied to the last factor's sums in registers.
 
-Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize:
+Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exactly what
+`pallas_kernels.traffic` counts:
 
     HBM     s·(n_in + n_out), read once and written once: the floor
     L2      the same, and s·(all weights) / rows
-    SMEM    each factor: s·n read per warp that shares the rows, s·n written; each
-            transposing pass: s·n read and written; TMA: s·(n_in + n_out)
+    SMEM    each factor: s·n read 4 / m_warps times, s·n written, its weights read
+            m_warps times; each transposing pass: s·n read and written; by TMA what L2
+            gives and takes
 
 Shared memory: one buffer of about s·rows·n for each intermediate (factors with b = c
-may work in place), and slabs of `stages` blocks for each warpgroup, s·(rows·c + b·c).
+work in place), slabs of `stages` blocks of x for each warpgroup, s·rows·c, as many of
+the largest block's weights, s·b·c, and `out_stages` slabs of y, s·rows·b.
+
+*Bank conflicts*: none, by construction. Slabs are as wide as a TMA swizzle of 128, 64
+or 32 bytes, in which eight rows of a column of 16 bytes lie in different banks. In the
+buffer, features and rows are padded so that any eight features are an odd number of 16
+bytes apart, times an odd number. The accesses of float32 slabs, 8 bytes per thread, meet
+the same swizzle.
+
+*Which ceiling binds*, predicted and not measured: for the configuration that
+`default_config` takes at a batch of 25,088, Monarch chains, features last; kilobytes
+and nanoseconds per vector on an H200 of 4.8 TB/s (data sheet), shared memory of 33 TB/s
+(128 bytes a clock) and, assumed, an L2 cache of 6 TB/s. The last column adds fetches
+that come late and waiting between factors.
+
+    n, type          rows   HBM  L2   SMEM   ns: HBM  L2    SMEM  all
+    256, bfloat16    32     1    1.5  6.5        0.21 0.26  0.20  0.26
+    512, bfloat16    64     2    2.8  12         0.43 0.47  0.37  0.55
+    1024, bfloat16   64     4    6    32         0.85 1.02  0.98  1.11
+    2048, bfloat16   32     8    20   80         1.71 3.41  2.45  4.54
+    512, float32     64     4    5.5  30         0.85 0.94  0.92  1.16
+    1024, float32    32     8    16   84         1.71 2.73  2.57  2.97
+
+So up to n = 1024 bfloat16 should come near the floor, and from n = 2048 on the weights,
+which every tile of 32 vectors fetches anew, bind: that wants a cluster of CTAs that
+share them. In float32 the pieces take twice the room, so the tile is half as large.
 """
 
 import dataclasses

@@ -1,0 +1,93 @@
+"""Bytes counted by hand, and what follows from them."""
+
+import dataclasses
+import math
+
+import pytest
+
+from pallas_kernels import chain_plan, traffic
+from pallas_kernels.chain import Config, predicted_seconds
+from pallas_kernels.tiles import Mma
+
+MONARCH = [(1, 16, 16, 16), (16, 16, 16, 1)]
+MMA = Mma(2)
+
+
+def make_plan(shapes=MONARCH, x="bfloat16", num_pieces=1, batch_first=True):
+    types = chain_plan.Types(x, x, num_pieces)
+    return chain_plan.plan(shapes, types, rows=32, mma=MMA, batch_first=batch_first)
+
+
+def test_features_first():
+    # Two factors of 16 blocks (16 × 16), each block of x read by both pairs of warps.
+    found = traffic.count(make_plan(batch_first=False), rows=32, mma=MMA)
+    n, weights = 256, 2 * 16 * 256 * 2 / 32
+    assert found.hbm == 2 * n + 2 * n
+    assert found.l2 == 4 * n + weights
+    by_tma = 4 * n + weights
+    per_factor = 2 * 2 * n + 2 * n
+    assert found.shared == by_tma + 2 * per_factor + 2 * weights
+
+
+def test_features_last_are_transposed_once():
+    first = traffic.count(make_plan(batch_first=False), rows=32, mma=MMA)
+    last = traffic.count(make_plan(), rows=32, mma=MMA)
+    assert last.hbm == first.hbm
+    assert last.shared == first.shared + 2 * 2 * 256
+
+
+def test_pieces():
+    # Loaded as 4 bytes, kept as 2 + 2, multiplied three times.
+    found = traffic.count(make_plan([(1, 32, 32, 1)], "float32", 2), rows=32, mma=MMA)
+    n, weights = 32, 32 * 32 * 2 / 32
+    assert found.hbm == 8 * n
+    assert found.l2 == 8 * n + 2 * weights
+    loaded, read, stored = 8 * n, 2 * 4 * n, 4 * n
+    by_tma = 8 * n + 2 * weights
+    assert found.shared == by_tma + loaded + read + 3 * 2 * weights + stored
+
+
+def seconds(**changes):
+    given = {
+        "batch": 2**20,
+        "rows": 32,
+        "mma": MMA,
+        "warpgroups": 4,
+        "stages": 4,
+        "smem_bytes": 100_000,
+    }
+    return traffic.seconds(make_plan(), **{**given, **changes})
+
+
+def test_a_chip_that_only_has_memory_takes_the_floor():
+    only_hbm = dataclasses.replace(
+        traffic.H200,
+        l2=math.inf,
+        shared=math.inf,
+        fetch_seconds=0,
+        unit_seconds=0,
+        meet_seconds=0,
+    )
+    floor = 2**20 * 1024 / only_hbm.hbm
+    assert seconds(chip=only_hbm) == pytest.approx(floor, rel=0.01)
+    assert seconds() > floor
+
+
+def test_what_makes_it_slower():
+    assert seconds(stages=1) > seconds()
+    assert seconds(warpgroups=1) > seconds()
+    assert seconds(smem_bytes=200_000) > seconds()
+    assert seconds(warpgroups=16) == math.inf  # There are 65,536 registers.
+    # One vector takes as long as a tile, one tile more as long as a round.
+    assert seconds(batch=1) == seconds(batch=32 * 264) < seconds(batch=32 * 264 + 1)
+
+
+def test_the_default_configuration_is_no_slower_than_others():
+    shapes = [(1, 32, 32, 32), (32, 32, 32, 1)]
+    best = predicted_seconds(shapes, "bfloat16", 25088)
+    for rows in (16, 32, 64):
+        m_warps = 1 if rows == 16 else 2
+        other = Config(rows=rows, m_warps=m_warps, warpgroups=2)
+        assert best <= predicted_seconds(shapes, "bfloat16", 25088, config=other)
+    too_large = Config(rows=256, m_warps=4)
+    assert predicted_seconds(shapes, "bfloat16", 1, config=too_large) == math.inf
