@@ -38,9 +38,9 @@ the largest block's weights, s·b·c, and `out_stages` slabs of y, s·rows·b.
 
 *Bank conflicts*: none, by construction. Slabs are as wide as a TMA swizzle of 128, 64
 or 32 bytes, in which eight rows of a column of 16 bytes lie in different banks. In the
-buffer, features and rows are padded so that any eight features are an odd number of 16
-bytes apart, times an odd number. The accesses of float32 slabs, 8 bytes per thread, meet
-the same swizzle.
+buffer, features and rows are padded so that neighbouring features, of a run or of a
+block, are an odd number of 16 bytes apart. The accesses of float32 slabs, 8 bytes per
+thread, meet the same swizzle. Only features-first slabs of more than 64 rows have none.
 
 *Which ceiling binds*, predicted and not measured: for the configuration that
 `default_config` takes at a batch of 25,088, Monarch chains, features last; kilobytes
