@@ -1,53 +1,16 @@
 """`pallas_chain`: one GPU kernel per chain, intermediates in shared memory."""
 
-import functools
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from butterjax.implementations.einsum import einsum
-from butterjax.implementations.registry import FeatureAxis, register
+from butterjax.implementations.registry import FeatureAxis, register_fused
+from butterjax.implementations.xla_gradients import with_xla_gradients
 from pallas_kernels.chain import chain
+from pallas_kernels.epilogue import Activation
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _apply(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-) -> jax.Array:
-    return chain(x, factors, axis=axis, precision=precision)
-
-
-def _forward(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-) -> tuple[jax.Array, Any]:
-    # Intermediates never leave the chip: the backward pass computes them again.
-    return _apply(x, factors, axis, precision), (x, factors)
-
-
-def _backward(
-    axis: FeatureAxis, precision: jax.lax.PrecisionLike, saved: Any, dy: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    x, factors = saved
-    formula = functools.partial(
-        einsum, axis=axis, precision=precision, preferred_element_type=x.dtype
-    )
-    _, pull_back = jax.vjp(formula, x, factors)
-    dx, dfactors = pull_back(dy)
-    return dx, dfactors
-
-
-_apply.defvjp(_forward, _backward)
-
-
-@register("pallas_chain")
+@register_fused("pallas_chain")
+@with_xla_gradients
 def pallas_chain(
     x: jax.Array,
     factors: tuple[jax.Array, ...],
@@ -55,14 +18,19 @@ def pallas_chain(
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
+    bias: jax.Array | None,
+    activation: Activation | None,
 ) -> jax.Array:
     """All factors in one launch of `pallas_kernels.chain`; the gradient by `einsum`.
 
     For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
     """
-    if jnp.dtype(preferred_element_type) != x.dtype:
-        raise NotImplementedError(
-            f"pallas_chain: the result has the dtype of x, {x.dtype.name}; got "
-            f"preferred_element_type={jnp.dtype(preferred_element_type).name}"
-        )
-    return _apply(x, factors, axis, precision)
+    return chain(
+        x,
+        factors,
+        axis=axis,
+        bias=bias,
+        activation=activation,
+        out_dtype=preferred_element_type,
+        precision=precision,
+    )
