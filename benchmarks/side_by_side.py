@@ -1,5 +1,6 @@
 """Compiles functions, checks what they return, and times them against one another."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,13 @@ class Candidate:
       function: of arrays; NotImplementedError while it is traced is a refusal.
       arguments: what to call it with. Candidates with the same arrays share them.
       expected: outputs in float64, leaf by leaf.
+      built: the compiled function, where that was done before.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     expected: Sequence[Any]
+    built: measure.Built | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ def measure_candidates(
     seed: int,
     cache_bytes: int | None,
     clock: measure.Clock | None = None,
+    has_energy: bool = True,
 ) -> dict[str, Outcome]:
     """Measures candidates side by side.
 
@@ -54,6 +58,7 @@ def measure_candidates(
       cache_bytes: what the rotated copies of arguments take together at least; None
         for no copies.
       clock: None for the device's own.
+      has_energy: whether to meter energy where that can be done; it takes seconds.
 
     Returns:
       An outcome for each candidate.
@@ -80,7 +85,7 @@ def measure_candidates(
         for name, one in ready.items()
     }
     samples = measure.interleave(calls, time_limit=time_limit, clock=clock, seed=seed)
-    with energy.meter() as meter:
+    with energy.meter() if has_energy else contextlib.nullcontext() as meter:
         for name, one in ready.items():
             measured = results.Measurement(
                 seconds=samples[name].quartiles(),
@@ -120,7 +125,7 @@ class _Ready:
 
 
 def _prepare(candidate: Candidate) -> _Ready:
-    built = measure.build(candidate.function, candidate.arguments)
+    built = candidate.built or measure.build(candidate.function, candidate.arguments)
 
     def call() -> Any:
         return built.compiled(*candidate.arguments)

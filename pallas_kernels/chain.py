@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import chain_plan, compat, pieces, tiles
+from pallas_kernels import chain_plan, compat, pieces, tiles, tuned
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
 
@@ -119,8 +119,9 @@ def default_config(
     axis: Literal[0, -1] = -1,
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
+    device: str | None = None,
 ) -> Config:
-    """A configuration that fits the chip, by rule and not by measurement.
+    """The configuration that was measured to be fastest, or by rule one that fits.
 
     Every tile fetches all weights anew, so the largest tile comes first; but one of 32
     rows that leaves room for a second CTA, which computes while the first waits for
@@ -133,12 +134,24 @@ def default_config(
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as in `chain`.
+      device: whose table of measured configurations counts, as in
+        `pallas_kernels.tuned.lookup`.
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why
         the smallest one does not.
     """
     types = _types(dtype, out_dtype, precision)
+    if types.y == types.x:  # Another type of y takes other space.
+        measured = tuned.lookup(
+            Config,
+            *("chain", shapes, dtype, batch),
+            axis=axis,
+            precision=precision,
+            device=device,
+        )
+        if measured is not None:
+            return measured
     fitting: list[Config] = []
     reason = None
     # A tile much larger than the batch only if no other fits.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = pathlib.Path(__file__).parent / "tuned"
 DEVICE = "NVIDIA H200"  # Whose table serves where no device is named.
+NO_DEVICE = ""  # Has no table: names the rule.
 
 _FARTHEST = 4
 
@@ -211,7 +212,7 @@ def lookup[Config: "DataclassInstance"](
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
       device: kind of the device, as `jax.Device.device_kind` names it; None for
-        `DEVICE`.
+        `DEVICE`, `NO_DEVICE` for none.
 
     Returns:
       A configuration; None where none was measured, and the kernel's rule has to do.
@@ -220,7 +221,9 @@ def lookup[Config: "DataclassInstance"](
       ValueError: if the device's table is no such table, or names a field that the
         kernel's Config lacks, or a value that it does not take.
     """
-    file = path(device or DEVICE)
+    if device == NO_DEVICE:
+        return None
+    file = path(DEVICE if device is None else device)
     table = load(file)
     if table is None:
         return None

@@ -1,0 +1,128 @@
+"""What `benchmarks.gpu_suite` measures, part by part, what matters most first."""
+
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+import butterjax as bj
+from benchmarks import patterns
+from benchmarks.cases import PAPER_CHAINS, parse_chain
+from benchmarks.kernels import KERNELS
+from benchmarks.workloads import DENSE_LAYER, Layout, Workload
+
+Part = Literal[
+    "correctness",
+    "ceilings",
+    "fused",
+    "factors",
+    "radix",
+    "chains",
+    "more_factors",
+    "networks",
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+BATCH = patterns.BATCH
+SMALLER_BATCHES = (4096, 512, 64)
+# What is checked takes several times its size, in float64.
+_WIDE = 2**16  # Features, in and out, of a vector.
+_BATCH_OF_WIDE = 4096
+_MAX_MATRIX = 2**31  # Bytes of a dense layer's.
+FUSED = tuple(f"monarch:{n}x{n}" for n in (1024, 2048, 4096))
+RADIX = tuple(f"square_dyadic:{n}" for n in (1024, 256, 4096))
+OTHER_CHAINS = (
+    *("monarch:768x3072", "monarch:3072x768"),
+    *(f"monarch:{n}x{n}" for n in (512, 256, 768, 8192, 16384)),
+    "(1,16,16,256)(16,16,16,16)(256,16,16,1)",
+    *PAPER_CHAINS,
+    *(f"square_dyadic:{n}" for n in (512, 2048, 16384)),
+)
+
+CHAINS = (*FUSED, *OTHER_CHAINS, *RADIX)
+
+# Not "bcsr", which is made for other devices.
+BASELINES = (DENSE_LAYER, "dense", "einsum", "bmm")
+_SMALL_BLOCK = 8  # The largest for which "elementwise" is worth a measurement.
+
+
+def workloads_of(
+    part: Part,
+    dtypes: Collection[str],
+    layouts: Collection[Layout],
+    *,
+    num_factors: int,
+) -> Iterator[Workload]:
+    """The workloads of a part, of those dtypes and layouts; none where it has none.
+
+    Args:
+      part: one of `PARTS`.
+      dtypes: to keep.
+      layouts: to keep.
+      num_factors: how many of the paper's patterns to take.
+    """
+    for workload in _workloads(part, num_factors):
+        if workload.dtype in dtypes and workload.layout in layouts:
+            yield workload
+
+
+def _workloads(part: Part, num_factors: int) -> Iterator[Workload]:
+    factors = spread(patterns.tuned(), num_factors)
+    match part:
+        case "fused":
+            yield from _grid(FUSED, ["bfloat16"])
+        case "factors":
+            yield from _factors(factors, ["float16"])
+        case "radix":
+            yield from _grid(RADIX, ["bfloat16", "float16", "float32"])
+        case "chains":
+            yield from _grid(FUSED, ["bfloat16"], SMALLER_BATCHES)
+            yield from _grid(OTHER_CHAINS, ["bfloat16"])
+            yield from _grid([*FUSED, *OTHER_CHAINS], ["float16", "float32"])
+        case "more_factors":
+            yield from _factors(factors, ["bfloat16", "float32"])
+        case _:
+            return
+
+
+def spread(among: Sequence[bj.Pattern], count: int) -> list[bj.Pattern]:
+    """So many patterns, spread over block sizes and, within these, densities."""
+    ordered = sorted(among, key=lambda p: (min(p.b, p.c), p.b / p.c, p.a * p.d, p.a))
+    count = min(count, len(ordered))
+    return [ordered[i * len(ordered) // count] for i in range(count)]
+
+
+def _factors(
+    factors: Sequence[bj.Pattern], dtypes: Sequence[str]
+) -> Iterator[Workload]:
+    for pattern in factors:
+        is_wide = pattern.in_features + pattern.out_features > _WIDE
+        batches = (_BATCH_OF_WIDE if is_wide else BATCH,)
+        yield from _grid(["({},{},{},{})".format(*pattern)], dtypes, batches)
+
+
+def _grid(
+    specs: Sequence[str], dtypes: Sequence[str], batches: Sequence[int] = (BATCH,)
+) -> Iterator[Workload]:
+    layouts: tuple[Layout, ...] = ("feature_last", "feature_first")
+    for dtype, batch, spec, layout in itertools.product(
+        dtypes, batches, specs, layouts
+    ):
+        yield Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
+
+
+def implementations(workload: Workload, kernels: Sequence[str]) -> list[str]:
+    """What is measured on a workload: baselines, then kernels that may take it."""
+    widest = max(max(pattern.b, pattern.c) for pattern in workload.chain)
+    names = list(BASELINES)
+    matrix = workload.chain.in_features * workload.chain.out_features
+    if matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX:
+        names = [name for name in names if name not in (DENSE_LAYER, "dense")]
+    if widest <= _SMALL_BLOCK:
+        names.append("elementwise")
+    for name in kernels:
+        kernel = KERNELS[name]
+        if kernel.takes(len(workload.chain)):
+            names.append(kernel.implementation)
+    return list(dict.fromkeys(names))
