@@ -7,6 +7,7 @@ spills, shared memory, and the instructions they use. It tells nothing about spe
 
   make gpu-compile
   make gpu-compile ARGS="--case=monarch:1024* --implementation=bmm"
+  make gpu-compile ARGS="--suite --case=monarch:1024 --minutes=10"
   make gpu-compile ARGS=--compiler_option=xla_gpu_enable_triton_gemm=false
 
 The last one has products done by cuBLAS, as XLA may choose to when it finds a device.
@@ -26,13 +27,14 @@ if __name__ == "__main__":  # JAX reads these when it is imported.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, results, runs, workloads
+from benchmarks import aot, gpu_programs, results, runs, suite_programs, workloads
 from benchmarks.environment import Environment
 
 
@@ -44,6 +46,13 @@ def define_flags() -> None:
         ["*"],
         "Cases to compile, CHAIN/BATCH/DTYPE/LAYOUT or the start of that; * stands for "
         f"anything. There are: {', '.join(case.name for case in gpu_programs.CASES)}",
+    )
+    flags.DEFINE_bool(
+        "suite",
+        False,
+        "Compile what `benchmarks.gpu_suite` checks and measures instead: each kernel, "
+        "in each of its configurations there. --case then chooses among these by the "
+        "start of CHAIN/BATCH/DTYPE/LAYOUT. Takes hours.",
     )
     flags.DEFINE_multi_enum(
         "direction",
@@ -57,7 +66,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "compiler_option", [], "Option of XLA's compiler, NAME=VALUE."
     )
-    flags.register_validator("case", _check_cases)
+    flags.register_multi_flags_validator(["case", "suite"], _check_cases)
     flags.register_validator(
         "compiler_option",
         lambda options: all("=" in option for option in options),
@@ -66,9 +75,9 @@ def define_flags() -> None:
     runs.define_flags("results/gpu_compile")
 
 
-def _check_cases(patterns: Sequence[str]) -> bool:
-    for pattern in patterns:
-        if not gpu_programs.select([pattern]):
+def _check_cases(values: Mapping[str, Any]) -> bool:
+    for pattern in values["case"]:
+        if not (values["suite"] or gpu_programs.select([pattern])):
             raise flags.ValidationError(f"no case is named {pattern!r}; see --help")
     return True
 
@@ -103,12 +112,15 @@ def main() -> int:
             run=lambda _: [compile_one()],
         )
 
-    tasks = [
-        task(case, direction, implementation)
-        for case in gpu_programs.select(flags.FLAGS.case)
-        for direction in flags.FLAGS.direction
-        for implementation in flags.FLAGS.implementation
-    ]
+    if flags.FLAGS.suite:
+        tasks = suite_programs.tasks(flags.FLAGS.case, environment, options)
+    else:
+        tasks = [
+            task(case, direction, implementation)
+            for case in gpu_programs.select(flags.FLAGS.case)
+            for direction in flags.FLAGS.direction
+            for implementation in flags.FLAGS.implementation
+        ]
     outcome = runs.carry_out(tasks, gpu_programs.Row, "gpu_compile", console)
     if outcome is None:
         return runs.FAILED

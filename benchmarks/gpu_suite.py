@@ -83,13 +83,13 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "factors",
-        60,
+        suite_cases.NUM_FACTORS,
         "How many of the 904 patterns of arXiv 2405.15013, spread over all sizes.",
         lower_bound=1,
     )
     flags.DEFINE_integer(
         "configurations",
-        2,
+        suite_cases.NUM_CONFIGURATIONS,
         "How many configurations of each kernel to try on each chain, beside its own "
         "choice; `python -m benchmarks.autotune` tries more.",
         lower_bound=0,
@@ -168,32 +168,18 @@ def row_tasks(
     for workload in suite_cases.workloads_of(
         part, flags.FLAGS.dtype, flags.FLAGS.layout, num_factors=flags.FLAGS.factors
     ):
-        yield row_task(
-            workload, contestants(workload), environment, flags.FLAGS.time_limit
+        found = suite_cases.contestants(
+            workload,
+            list(dict.fromkeys(flags.FLAGS.kernel)),
+            flags.FLAGS.configurations,
         )
-
-
-def contestants(workload: workloads.Workload) -> list[Contestant]:
-    """What is measured on a workload."""
-    names = list(dict.fromkeys(flags.FLAGS.kernel))
-    found = [Contestant(name) for name in suite_cases.implementations(workload, names)]
-    for name in names:
-        kernel = kernels.KERNELS[name]
-        try:
-            _, *others = kernels.candidates(
-                kernel, workload, 1 + flags.FLAGS.configurations
-            )
-        except NotImplementedError:  # The row of the implementation tells why.
-            continue
-        found += [Contestant(kernel.implementation, kernel, one) for one in others]
-    return found
+        yield row_task(workload, found, environment)
 
 
 def row_task(
     workload: workloads.Workload,
     found: Sequence[Contestant],
     environment: Environment,
-    time_limit: float,
 ) -> runs.Task[results.Row]:
     """Measures a workload; all of it, as only what ran side by side is compared."""
 
@@ -204,7 +190,7 @@ def row_task(
             found,
             environment=environment,
             seed=flags.FLAGS.seed,
-            time_limit=time_limit,
+            time_limit=flags.FLAGS.time_limit,
         )
 
     keys = tuple(one.key(environment, workload) for one in found)

@@ -1,6 +1,7 @@
 """What `benchmarks.gpu_suite` measures, part by part, what matters most first."""
 
 import itertools
+import random
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, get_args
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import butterjax as bj
 from benchmarks import patterns
 from benchmarks.cases import PAPER_CHAINS, parse_chain
-from benchmarks.kernels import KERNELS
+from benchmarks.kernel_rows import Contestant
+from benchmarks.kernels import KERNELS, candidates
 from benchmarks.workloads import DENSE_LAYER, Layout, Workload
 
 Part = Literal[
@@ -42,9 +44,14 @@ OTHER_CHAINS = (
 
 CHAINS = (*FUSED, *OTHER_CHAINS, *RADIX)
 
-# Not "bcsr", which is made for other devices.
-BASELINES = (DENSE_LAYER, "dense", "einsum", "bmm")
+# What kernels are compared with. Not "bcsr", which is made for other devices.
+FACTOR_BY_FACTOR = ("einsum", "bmm", "elementwise")
+XLA = (DENSE_LAYER, "dense", *FACTOR_BY_FACTOR)
 _SMALL_BLOCK = 8  # The largest for which "elementwise" is worth a measurement.
+
+# How many of the paper's patterns, and configurations of each kernel beside its rule's.
+NUM_FACTORS = 60
+NUM_CONFIGURATIONS = 2
 
 
 def workloads_of(
@@ -87,10 +94,15 @@ def _workloads(part: Part, num_factors: int) -> Iterator[Workload]:
 
 
 def spread(among: Sequence[bj.Pattern], count: int) -> list[bj.Pattern]:
-    """So many patterns, spread over block sizes and, within these, densities."""
+    """So many patterns, spread over block sizes and, within these, densities.
+
+    In an order such that the first few are spread too.
+    """
     ordered = sorted(among, key=lambda p: (min(p.b, p.c), p.b / p.c, p.a * p.d, p.a))
     count = min(count, len(ordered))
-    return [ordered[i * len(ordered) // count] for i in range(count)]
+    chosen = [ordered[i * len(ordered) // count] for i in range(count)]
+    random.Random(0).shuffle(chosen)
+    return chosen
 
 
 def _factors(
@@ -112,17 +124,39 @@ def _grid(
         yield Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
 
 
-def implementations(workload: Workload, kernels: Sequence[str]) -> list[str]:
-    """What is measured on a workload: baselines, then kernels that may take it."""
+def contestants(
+    workload: Workload, names: Sequence[str], num_configurations: int
+) -> list[Contestant]:
+    """What is measured on a workload.
+
+    Args:
+      workload: the chain and what it is applied to.
+      names: of kernels.
+      num_configurations: of each kernel, beside the one of its rule.
+
+    Returns:
+      XLA's implementations; those of the kernels, as the library has them; and the
+      kernels in some other configurations.
+    """
     widest = max(max(pattern.b, pattern.c) for pattern in workload.chain)
-    names = list(BASELINES)
     matrix = workload.chain.in_features * workload.chain.out_features
-    if matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX:
-        names = [name for name in names if name not in (DENSE_LAYER, "dense")]
-    if widest <= _SMALL_BLOCK:
-        names.append("elementwise")
-    for name in kernels:
-        kernel = KERNELS[name]
-        if kernel.takes(len(workload.chain)):
-            names.append(kernel.implementation)
-    return list(dict.fromkeys(names))
+    left_out = {
+        "elementwise": widest > _SMALL_BLOCK,
+        "dense": matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX,
+    }
+    left_out[DENSE_LAYER] = left_out["dense"]
+    found = [Contestant(name) for name in XLA if not left_out.get(name)]
+    taking = [
+        kernel
+        for kernel in map(KERNELS.__getitem__, names)
+        if kernel.takes(len(workload.chain))
+    ]
+    ours = dict.fromkeys(kernel.implementation for kernel in taking)
+    found += [Contestant(name) for name in ours]
+    for kernel in taking:
+        try:
+            _, *others = candidates(kernel, workload, 1 + num_configurations)
+        except NotImplementedError:  # The implementation's row tells why.
+            continue
+        found += [Contestant(kernel.implementation, kernel, one) for one in others]
+    return found

@@ -7,11 +7,8 @@ from typing import Literal
 
 from benchmarks import ceilings, suite_cases
 from benchmarks.results import Row
-from benchmarks.workloads import DENSE_LAYER, LAYOUTS, Workload
-
-# Those that apply a chain as given, factor by factor.
-FACTOR_BY_FACTOR = ("einsum", "bmm", "elementwise")
-XLA = (*FACTOR_BY_FACTOR, "dense", DENSE_LAYER)
+from benchmarks.suite_cases import FACTOR_BY_FACTOR, XLA
+from benchmarks.workloads import DTYPES, LAYOUTS, Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +103,7 @@ def targets(num_factors: int) -> list[Target]:
         part: tuple(
             suite_cases.workloads_of(
                 part,
-                ("bfloat16", "float16", "float32"),
+                DTYPES,
                 LAYOUTS,
                 num_factors=num_factors,
             )
