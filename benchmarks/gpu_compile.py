@@ -126,10 +126,13 @@ def main() -> int:
         return runs.FAILED
     rows = outcome.rows
     console.print(f"compiled for {environment.device}; nothing was run", style="bold")
-    console.print(*gpu_programs.tables(rows))
-    console.print(gpu_programs.LEGEND, soft_wrap=True)
-    if any(row.facts and row.facts.kernels for row in rows):
-        console.print(gpu_programs.instructions(rows))
+    if flags.FLAGS.suite:
+        console.print(suite_programs.summary(rows))
+    else:
+        console.print(*gpu_programs.tables(rows))
+        console.print(gpu_programs.LEGEND, soft_wrap=True)
+        if any(row.facts and row.facts.kernels for row in rows):
+            console.print(gpu_programs.instructions(rows))
     problems = [
         f"{row.implementation}, {row.workload.name}: {problem}"
         for row in rows

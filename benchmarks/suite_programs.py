@@ -80,3 +80,16 @@ def judge(
     if unsupported is not None or facts is None:
         return ()
     return aot.kernel_problems(facts, max_launches=None, weight_bytes=None)
+
+
+def summary(rows: Sequence[gpu_programs.Row]) -> str:
+    """How many programs compiled, and what the kernels in them need at most."""
+    found = [kernel for row in rows if row.facts for kernel in row.facts.kernels]
+    refused = sum(row.unsupported is not None for row in rows)
+    needs = ""
+    if found:
+        needs = (
+            f"; a kernel takes at most {max(one.registers for one in found)} registers "
+            f"and {max(one.shared_bytes for one in found):,} bytes of shared memory"
+        )
+    return f"{len(rows)} programs, {refused} of them refused{needs}"
