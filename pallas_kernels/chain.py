@@ -142,6 +142,7 @@ def default_config(
         the smallest one does not.
     """
     types = _types(dtype, out_dtype, precision)
+    _check_strides(shapes, types, batch, axis)
     if types.y == types.x:  # Another type of y takes other space.
         measured = tuned.lookup(
             Config,
@@ -156,33 +157,26 @@ def default_config(
     reason = None
     # A tile much larger than the batch only if no other fits.
     by_rows = sorted(_TILES, key=lambda tile: tile[0] > 16 and tile[0] >= 2 * batch)
-    for (rows, m_warps), (warpgroups, stages), shares in itertools.product(
-        by_rows, _CREWS, _SHARES
-    ):
-        config = Config(
-            rows=rows,
-            warpgroups=warpgroups,
-            m_warps=m_warps,
-            stages=stages,
-            shares=shares,
-        )
+    for (rows, m_warps), shares in itertools.product(by_rows, _SHARES):
+        tile = Config(rows=rows, m_warps=m_warps, shares=shares)
         try:
-            plan = _plan(shapes, types, config, axis)
+            plan = _plan(shapes, types, tile, axis)
         except NotImplementedError as error:
-            if shares == 1:
-                reason = error
+            reason = reason if shares > 1 else error
             continue
         widest = max(step.num_rows for step in plan.steps)
         if rows * widest > _MAX_SUMS * 128 and rows > 16:
             continue
-        fetches_ahead = stages > 1
-        if (
-            fetches_ahead
-            and rows > 16
-            and 2 * (_smem_bytes(plan, config) + 1024) <= _SMEM_OF_TWO
-        ):
-            return config
-        fitting.append(dataclasses.replace(config, ctas=132))
+        for warpgroups, stages in _CREWS:
+            config = dataclasses.replace(tile, warpgroups=warpgroups, stages=stages)
+            try:
+                needed = _check_smem(plan, config)
+            except NotImplementedError as error:
+                reason = reason if shares > 1 else error
+                continue
+            if stages > 1 and rows > 16 and 2 * (needed + 1024) <= _SMEM_OF_TWO:
+                return config
+            fitting.append(dataclasses.replace(config, ctas=132))
     if not fitting:
         assert reason is not None
         raise reason
@@ -241,12 +235,13 @@ def chain(
         )
     if batch == 0:
         return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), types.y)
-    _check_strides(x, n_out, types, axis)
+    _check_strides(shapes, types, batch, axis)
     if config is None:
         config = default_config(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
         )
     plan = _plan(shapes, types, config, axis)
+    _check_smem(plan, config)
     blocks = [
         _blocks(factor, embedded, types.pieces)
         for factor, embedded in zip(factors, plan.factors, strict=True)
@@ -311,28 +306,20 @@ def _types(
 
 
 def _check_strides(
-    x: jax.Array, n_out: int, types: Types, axis: Literal[0, -1]
+    shapes: Sequence[Sequence[int]], types: Types, batch: int, axis: Literal[0, -1]
 ) -> None:
     """TMA takes rows of whole 16 bytes."""
-    y_stride = n_out if axis == -1 else x.shape[1]
-    for what, stride, num_bytes in (
-        (f"x of shape {x.shape}", x.shape[1], types.x_bytes),
-        (f"the result, {y_stride} long", y_stride, types.y_bytes),
+    (a, b, _, d), (a_in, _, c_in, d_in) = shapes[0], shapes[-1]
+    for what, features, num_bytes in (
+        ("x", a_in * c_in * d_in, types.x_bytes),
+        ("the result", a * b * d, types.y_bytes),
     ):
-        if stride * num_bytes % 16:
+        length = features if axis == -1 else batch
+        if length * num_bytes % 16:
             raise NotImplementedError(
-                f"chain: TMA takes rows of whole 16 bytes, which the last axis of "
-                f"{what}, is not"
+                f"chain: TMA takes rows of whole 16 bytes, but the last axis of {what} "
+                f"is {length} numbers of {num_bytes} bytes long"
             )
-
-
-def _smem_bytes(plan: Plan, config: Config) -> int:
-    return plan.smem_bytes(
-        config.rows,
-        warpgroups=config.warpgroups,
-        stages=config.stages,
-        out_stages=config.out_stages,
-    )
 
 
 def _plan(
@@ -341,7 +328,7 @@ def _plan(
     config: Config,
     axis: Literal[0, -1],
 ) -> Plan:
-    plan = chain_plan.plan(
+    return chain_plan.plan(
         shapes,
         types,
         rows=config.rows,
@@ -349,12 +336,23 @@ def _plan(
         batch_first=axis == -1,
         shares=config.shares,
     )
-    if (needed := _smem_bytes(plan, config)) > tiles.SMEM_BYTES:
+
+
+def _check_smem(plan: Plan, config: Config) -> int:
+    """Bytes of shared memory of one CTA."""
+    needed = plan.smem_bytes(
+        config.rows,
+        warpgroups=config.warpgroups,
+        stages=config.stages,
+        out_stages=config.out_stages,
+    )
+    if needed > tiles.SMEM_BYTES:
+        factors = [(f.a, f.b, f.c, f.d) for f in plan.factors]
         raise NotImplementedError(
-            f"chain: the patterns {[tuple(shape) for shape in shapes]} need {needed:,} "
-            f"bytes of shared memory with {config}, more than {tiles.SMEM_BYTES:,}"
+            f"chain: {factors} need {needed:,} bytes of shared memory with {config}, "
+            f"more than {tiles.SMEM_BYTES:,}"
         )
-    return plan
+    return needed
 
 
 def _blocks(factor: jax.Array, embedded: tiles.Factor, num_pieces: int) -> jax.Array:

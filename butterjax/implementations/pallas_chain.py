@@ -3,8 +3,11 @@
 import jax
 from jax.typing import DTypeLike
 
+from butterjax.factors import fuse
+from butterjax.implementations.launches import plan_launches
 from butterjax.implementations.registry import FeatureAxis, register_fused
 from butterjax.implementations.xla_gradients import with_xla_gradients
+from butterjax.pattern import Chain
 from pallas_kernels.chain import chain
 from pallas_kernels.epilogue import Activation
 
@@ -23,14 +26,30 @@ def pallas_chain(
 ) -> jax.Array:
     """All factors in one launch of `pallas_kernels.chain`; the gradient by `einsum`.
 
-    For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
+    Neighbours with small blocks are multiplied out first, and a chain that does not fit
+    in shared memory takes several launches: `plan_launches` tells which. For NVIDIA
+    GPUs from Hopper on. Reverse-mode derivatives only.
     """
-    return chain(
-        x,
-        factors,
+    launches = plan_launches(
+        Chain.of(factors),
+        dtype=x.dtype,
+        batch=x.shape[1 + axis],
         axis=axis,
-        bias=bias,
-        activation=activation,
         out_dtype=preferred_element_type,
         precision=precision,
     )
+    left = factors
+    for index in reversed(range(len(launches))):
+        launch = launches[index]
+        split = len(left) - sum(launch.partition)
+        left, taken = left[:split], left[split:]
+        x = chain(
+            x,
+            fuse(taken, launch.partition, precision="highest"),
+            axis=axis,
+            bias=bias if index == 0 else None,
+            activation=activation if index == 0 else None,
+            out_dtype=preferred_element_type if index == 0 else None,
+            precision=precision,
+        )
+    return x
