@@ -87,8 +87,7 @@ def overview(rows: Sequence[Row]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         caption="÷: median over the workloads; fastest: of all, the dense layer among "
-        "them; moved: bytes that transposes and copies write, over those of x, factors "
-        "and y",
+        "them; moved: share of the bytes written that transposes and copies write",
     )
     table.add_column("", no_wrap=True)
     for heading in (
@@ -116,8 +115,9 @@ def overview(rows: Sequence[Row]) -> Table:
                 _median(row.median / fastest[row.workload].median for row, _ in done),
                 str(sum(m.is_noisy for _, m in done)),
                 _median(
-                    None if m.moved_bytes is None else m.moved_bytes / row.floor_bytes
-                    for row, m in done
+                    m.moved_bytes / m.written_bytes
+                    for _, m in done
+                    if m.moved_bytes is not None and m.written_bytes
                 ),
             )
         table.add_section()
