@@ -46,6 +46,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import chain_plan, compat, pieces, tiles, tuned
+from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
 
@@ -243,13 +244,13 @@ def chain(
     plan = _plan(shapes, types, config, axis)
     _check_smem(plan, config)
     blocks = [
-        _blocks(factor, embedded, types.pieces)
+        weight_blocks(factor, embedded, types.pieces)
         for factor, embedded in zip(factors, plan.factors, strict=True)
     ]
     return _launch(
         compat.gpu_only(x),
         blocks,
-        None if bias is None else _bias_blocks(bias, plan.factors[0]),
+        None if bias is None else bias_blocks(bias, plan.factors[0]),
         activation,
         plan,
         config,
@@ -353,29 +354,6 @@ def _check_smem(plan: Plan, config: Config) -> int:
             f"more than {tiles.SMEM_BYTES:,}"
         )
     return needed
-
-
-def _blocks(factor: jax.Array, embedded: tiles.Factor, num_pieces: int) -> jax.Array:
-    """Pieces of a factor's blocks, (a·d, pieces, b, c), embedded in larger ones."""
-    a, b, c, d = factor.shape
-    u, v = embedded.merged_a, embedded.merged_d
-    w = factor.reshape(a // u, u, b, c, v, d // v)
-    w = w.transpose(0, 5, 1, 2, 4, 3)  # (a/u, d/v, u, b, v, c)
-    if u * v > 1:
-        same_u = jnp.eye(u, dtype=bool)[:, None, None, :, None, None]
-        same_v = jnp.eye(v, dtype=bool)[None, None, :, None, None, :]
-        # (…, u, b, v, u', c, v'): a selection, so that no NaN spreads.
-        w = jnp.where(same_u & same_v, w[:, :, :, :, :, None, :, None], 0)
-    w = w.reshape(embedded.num_blocks, 1, embedded.b, embedded.c)
-    if num_pieces == 1:
-        return w
-    return jnp.concatenate(pieces.split(w, num_pieces), axis=1)
-
-
-def _bias_blocks(bias: jax.Array, last: tiles.Factor) -> jax.Array:
-    """The bias of each block's rows, (a·d, b)."""
-    blocks = bias.astype(jnp.float32).reshape(last.a, last.b, last.d)
-    return blocks.swapaxes(1, 2).reshape(last.num_blocks, last.b)
 
 
 def _launch(

@@ -79,8 +79,8 @@ def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
     """
     a, b, c, d = shape
     found = []
-    for u in _divisors(a):
-        for v in _divisors(d):
+    for u in divisors(a):
+        for v in divisors(d):
             g = u * v
             fits = max(b, c) * g <= MAX_BLOCK
             if fits and not (c * g % MMA_K or b * g % mma.n):
@@ -88,5 +88,6 @@ def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
     return tuple(sorted(found, key=lambda factor: factor.num_weights))
 
 
-def _divisors(n: int) -> Iterator[int]:
+def divisors(n: int) -> Iterator[int]:
+    """Divisors of n, in order."""
     return (i for i in range(1, n + 1) if n % i == 0)
