@@ -20,7 +20,7 @@ Needs an NVIDIA GPU from Hopper on.
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from absl import flags
 from rich import box
@@ -125,9 +125,10 @@ class Problem:
         ]
 
 
-def problems() -> Iterator[Problem]:
-    """What the flags ask for."""
+def problems() -> list[Problem]:
+    """What the flags ask for: the chains that kernels are launched on, each once."""
     precision = None if flags.FLAGS.precision == "default" else flags.FLAGS.precision
+    found: dict[str, Problem] = {}
     for name, spec, dtype, layout, batch in itertools.product(
         dict.fromkeys(flags.FLAGS.kernel),
         dict.fromkeys(flags.FLAGS.chain),
@@ -135,10 +136,18 @@ def problems() -> Iterator[Problem]:
         dict.fromkeys(flags.FLAGS.layout),
         dict.fromkeys(flags.FLAGS.batch),
     ):
-        workload = Workload(
-            spec, cases.parse_chain(spec), batch, dtype, layout, "forward"
-        )
-        yield Problem(kernels.KERNELS[name], workload, precision)
+        kernel = kernels.KERNELS[name]
+        given = Workload(spec, cases.parse_chain(spec), batch, dtype, layout, "forward")
+        try:
+            launched = kernel.is_launched_on(given, precision)
+        except NotImplementedError:
+            continue
+        for chain in launched:
+            words = "".join("({},{},{},{})".format(*pattern) for pattern in chain)
+            workload = dataclasses.replace(given, case=words, chain=chain)
+            problem = Problem(kernel, workload, precision)
+            found.setdefault(problem.name, problem)
+    return list(found.values())
 
 
 def fastest(rows: Sequence[results.Row]) -> results.Row | None:

@@ -53,10 +53,10 @@ from benchmarks import (
     workloads,
 )
 from benchmarks.environment import Environment
-from benchmarks.kernel_rows import Contestant
 
 SIZES = ceilings.Sizes()
 _MINUTES = 8.0
+_CONTESTANT = 4  # Where in a row's key what comes next tells who was measured.
 _TASK_SECONDS = 120.0  # A workload or a check takes a few.
 
 
@@ -150,8 +150,20 @@ def main() -> int:
     measured = runs.carry_out(guard(tasks), results.Row, "gpu_suite", console, until)
     if measured is None:
         return runs.FAILED
-    report(measured.rows, jsonl.load(ceiling.path, ceilings.Row), console)
-    return runs.finish(measured, tables.problems(measured.rows), console)
+    if not measured.path.exists():
+        return runs.finish(measured, (), console)
+    rows = of_tasks(tasks, jsonl.load(measured.path, results.Row))
+    report(rows, jsonl.load(ceiling.path, ceilings.Row), console)
+    return runs.finish(measured, tables.problems(rows), console)
+
+
+def of_tasks(
+    tasks: Sequence[runs.Task[results.Row]], rows: Sequence[results.Row]
+) -> list[results.Row]:
+    """Those rows of a file that belong to tasks, other configurations too."""
+    wanted = {key[:_CONTESTANT] for task in tasks for key in task.keys}
+    latest = results.latest(rows)
+    return [row for key, row in latest.items() if key[:_CONTESTANT] in wanted]
 
 
 def check_tasks(environment: Environment) -> list[runs.Task[kernel_checks.Row]]:
@@ -168,32 +180,29 @@ def row_tasks(
     for workload in suite_cases.workloads_of(
         part, flags.FLAGS.dtype, flags.FLAGS.layout, num_factors=flags.FLAGS.factors
     ):
-        found = suite_cases.contestants(
-            workload,
-            list(dict.fromkeys(flags.FLAGS.kernel)),
-            flags.FLAGS.configurations,
-        )
-        yield row_task(workload, found, environment)
+        yield row_task(workload, environment)
 
 
 def row_task(
-    workload: workloads.Workload,
-    found: Sequence[Contestant],
-    environment: Environment,
+    workload: workloads.Workload, environment: Environment
 ) -> runs.Task[results.Row]:
     """Measures a workload; all of it, as only what ran side by side is compared."""
+    names = list(dict.fromkeys(flags.FLAGS.kernel))
 
-    def run(wanted: Collection[results.Key]) -> list[results.Row]:
-        del wanted
+    def run(_: Collection[results.Key]) -> list[results.Row]:
         return kernel_rows.measure_all(
             workload,
-            found,
+            suite_cases.contestants(workload, names, flags.FLAGS.configurations),
             environment=environment,
             seed=flags.FLAGS.seed,
             time_limit=flags.FLAGS.time_limit,
         )
 
-    keys = tuple(one.key(environment, workload) for one in found)
+    # Which other configurations there are is found out when it runs.
+    keys = tuple(
+        one.key(environment, workload)
+        for one in suite_cases.implementations(workload, names)
+    )
     return runs.Task(workload.name, keys, run)
 
 

@@ -8,8 +8,12 @@ from typing import Any
 
 import jax
 
+import butterjax as bj
 from benchmarks.workloads import Workload
-from pallas_kernels import chain, tuned
+from butterjax.implementations.launches import plan_launches
+from pallas_kernels import chain, factor, tuned
+
+_TRIES = 32  # Configurations to look at for each that is wanted: most may not fit.
 
 # Fields of a kernel's Config, as rows and tables hold them.
 Configuration = dict[str, int | bool | str | None]
@@ -22,6 +26,8 @@ class Kernel:
     Attributes:
       name: of its function, as tuned tables and rows have it.
       implementation: the name in butterjax's registry that runs it.
+      is_launched_on: tells what chains its implementation launches it on for a
+        workload: it may multiply factors out, or take a few at a time.
       run: applies a chain to x; the arguments are those of
         `pallas_kernels.chain.chain`.
       config: its Config.
@@ -30,25 +36,48 @@ class Kernel:
       dtypes: that it takes.
       checked: chains that it is checked on, as `benchmarks.cases.parse_chain` reads
         them; the first is small, and all epilogues and batches are checked on it.
-      max_factors: the most factors that it applies in a call, None for any number.
       grid: for fields of Config, the values worth trying.
       first: configurations to try before all others.
     """
 
     name: str
     implementation: str
+    is_launched_on: Callable[[Workload, str | None], tuple[bj.Chain, ...]]
     run: Callable[..., jax.Array]
     config: type[Any]
     default_config: Callable[..., Any]
     dtypes: tuple[str, ...]
     checked: tuple[str, ...]
-    max_factors: int | None
     grid: Mapping[str, Sequence[Any]]
     first: tuple[Any, ...] = ()
 
-    def takes(self, num_factors: int) -> bool:
-        """Whether it may be given so many factors."""
-        return self.max_factors is None or num_factors <= self.max_factors
+
+def _launches(
+    kernel: str, workload: Workload, precision: str | None
+) -> tuple[bj.Chain, ...]:
+    launches = plan_launches(
+        workload.chain,
+        dtype=workload.dtype,
+        batch=workload.batch,
+        axis=workload.axis,
+        precision=precision,
+    )
+    return tuple(launch.chain for launch in launches if launch.kernel == kernel)
+
+
+def _each_factor(workload: Workload, precision: str | None) -> tuple[bj.Chain, ...]:
+    del precision
+    return tuple(bj.Chain([pattern]) for pattern in workload.chain)
+
+
+def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:
+    (w,) = factors
+    return factor.factor(x, w, **kwargs)
+
+
+def _of_one_factor(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> factor.Config:
+    (shape,) = shapes
+    return factor.default_config(shape, *args, **kwargs)
 
 
 KERNELS = {
@@ -57,6 +86,7 @@ KERNELS = {
         Kernel(
             name="chain",
             implementation="pallas_chain",
+            is_launched_on=functools.partial(_launches, "chain"),
             run=chain.chain,
             config=chain.Config,
             default_config=chain.default_config,
@@ -81,7 +111,6 @@ KERNELS = {
                 "monarch:1024x1024",
                 "monarch:2048x2048",
             ),
-            max_factors=None,
             grid={
                 "rows": (16, 32, 64, 128),
                 "warpgroups": (2, 4, 8),
@@ -96,6 +125,39 @@ KERNELS = {
                 chain.Config(rows=64, stages=2, ctas=132),
                 chain.Config(rows=32, stages=1, ctas=264),
             ),
+        ),
+        Kernel(
+            name="factor",
+            implementation="pallas",
+            is_launched_on=_each_factor,
+            run=_one_factor,
+            config=factor.Config,
+            default_config=_of_one_factor,
+            dtypes=("bfloat16", "float16", "float32"),
+            # d = 1 and d > 1, b ≠ c, blocks that are no multiples of 16 or exceed a
+            # tile, many small ones; then the paper's widest and largest.
+            checked=(
+                "(2,48,48,4)",
+                "(1,48,192,1)",
+                "(6,64,64,1)",
+                "(1,192,48,2)",
+                "(16,40,24,8)",
+                "(4,8,8,32)",
+                "(1,1024,1024,3)",
+                "(4,1024,256,16)",
+                "(96,192,192,4)",
+            ),
+            grid={
+                "rows": (64, 128, 256),
+                "features": (32, 64, 128),
+                "depth": (16, 32, 64),
+                "blocks": (1, 2, 4, 8),
+                "m_warps": (1, 2, 4),
+                "stages": (2, 3, 4, 6),
+                "out_stages": (1, 2),
+                "batch_first": (False, True),
+                "ctas": (132, 264),
+            },
         ),
     )
 }
@@ -136,11 +198,6 @@ def rule_config(
     Raises:
       NotImplementedError: if the kernel does not take the workload.
     """
-    if not kernel.takes(len(workload.chain)):
-        raise NotImplementedError(
-            f"{kernel.name} takes at most {kernel.max_factors} factors, got "
-            f"{len(workload.chain)}"
-        )
     return kernel.default_config(
         workload.chain.shapes,
         workload.dtype,
@@ -174,13 +231,9 @@ def candidates(
         return sum(mine != its for mine, its in pairs)
 
     ordered = sorted(_grid(kernel, by_rule), key=distance)
-    found: list[Any] = []
-    for config in dict.fromkeys([by_rule, *kernel.first, *ordered]):
-        if len(found) == limit:
-            break
-        if _fits(kernel, workload, config, precision):
-            found.append(config)
-    return found
+    tried = dict.fromkeys([by_rule, *kernel.first, *ordered[: _TRIES * limit]])
+    fitting = (config for config in tried if _fits(kernel, workload, config, precision))
+    return list(itertools.islice(fitting, limit))
 
 
 def _grid(kernel: Kernel, like: Any) -> list[Any]:

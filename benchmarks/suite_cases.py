@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -124,6 +124,19 @@ def _grid(
         yield Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
 
 
+def implementations(workload: Workload, names: Iterable[str]) -> list[Contestant]:
+    """XLA's implementations worth a measurement, and those of the kernels named."""
+    widest = max(max(pattern.b, pattern.c) for pattern in workload.chain)
+    matrix = workload.chain.in_features * workload.chain.out_features
+    left_out = {
+        "elementwise": widest > _SMALL_BLOCK,
+        "dense": matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX,
+    }
+    left_out[DENSE_LAYER] = left_out["dense"]
+    ours = dict.fromkeys(KERNELS[name].implementation for name in names)
+    return [Contestant(name) for name in (*XLA, *ours) if not left_out.get(name)]
+
+
 def contestants(
     workload: Workload, names: Sequence[str], num_configurations: int
 ) -> list[Contestant]:
@@ -135,26 +148,14 @@ def contestants(
       num_configurations: of each kernel, beside the one of its rule.
 
     Returns:
-      XLA's implementations; those of the kernels, as the library has them; and the
-      kernels in some other configurations.
+      The `implementations`, as the library has them; and where these launch a kernel
+      on just this chain, it in some other configurations.
     """
-    widest = max(max(pattern.b, pattern.c) for pattern in workload.chain)
-    matrix = workload.chain.in_features * workload.chain.out_features
-    left_out = {
-        "elementwise": widest > _SMALL_BLOCK,
-        "dense": matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX,
-    }
-    left_out[DENSE_LAYER] = left_out["dense"]
-    found = [Contestant(name) for name in XLA if not left_out.get(name)]
-    taking = [
-        kernel
-        for kernel in map(KERNELS.__getitem__, names)
-        if kernel.takes(len(workload.chain))
-    ]
-    ours = dict.fromkeys(kernel.implementation for kernel in taking)
-    found += [Contestant(name) for name in ours]
-    for kernel in taking:
+    found = implementations(workload, names)
+    for kernel in (KERNELS[name] for name in names):
         try:
+            if kernel.is_launched_on(workload, None) != (workload.chain,):
+                continue
             _, *others = candidates(kernel, workload, 1 + num_configurations)
         except NotImplementedError:  # The implementation's row tells why.
             continue

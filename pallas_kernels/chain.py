@@ -112,6 +112,7 @@ _SHARES = (1, 2, 4)
 _MAX_SUMS = 64  # Registers per thread for a block's sums.
 
 
+@tuned.before_rule("chain", Config)
 def default_config(
     shapes: Sequence[Sequence[int]],
     dtype: jax.typing.DTypeLike,
@@ -120,9 +121,8 @@ def default_config(
     axis: Literal[0, -1] = -1,
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
-    device: str | None = None,
 ) -> Config:
-    """The configuration that was measured to be fastest, or by rule one that fits.
+    """A configuration that fits the chip, by rule where none was measured to be best.
 
     Every tile fetches all weights anew, so the largest tile comes first; but one of 32
     rows that leaves room for a second CTA, which computes while the first waits for
@@ -135,8 +135,7 @@ def default_config(
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as in `chain`.
-      device: whose table of measured configurations counts, as in
-        `pallas_kernels.tuned.lookup`.
+      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why
@@ -144,16 +143,6 @@ def default_config(
     """
     types = _types(dtype, out_dtype, precision)
     _check_strides(shapes, types, batch, axis)
-    if types.y == types.x:  # Another type of y takes other space.
-        measured = tuned.lookup(
-            Config,
-            *("chain", shapes, dtype, batch),
-            axis=axis,
-            precision=precision,
-            device=device,
-        )
-        if measured is not None:
-            return measured
     fitting: list[Config] = []
     reason = None
     # A tile much larger than the batch only if no other fits.

@@ -11,8 +11,8 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -235,3 +235,72 @@ def lookup[Config: "DataclassInstance"](
     except (TypeError, ValueError) as error:
         index = table.entries.index(entry)
         raise ValueError(f"{file}: entries[{index}].config: {error}") from error
+
+
+class DefaultConfig[Config](Protocol):
+    """Chooses a configuration; the arguments are those of `lookup`.
+
+    shapes is one pattern for a kernel that applies one factor.
+    """
+
+    def __call__(
+        self,
+        shapes: Sequence[Any],
+        dtype: jax.typing.DTypeLike,
+        batch: int,
+        *,
+        axis: Literal[0, -1] = -1,
+        out_dtype: jax.typing.DTypeLike | None = None,
+        precision: jax.lax.PrecisionLike = None,
+        device: str | None = None,
+    ) -> Config: ...
+
+
+def before_rule[Config: "DataclassInstance"](
+    kernel: str, config: type[Config]
+) -> Callable[[Callable[..., Config]], DefaultConfig[Config]]:
+    """Decorator that has the tables asked before a kernel's rule.
+
+    Args:
+      kernel: its function's name.
+      config: its Config.
+
+    Returns:
+      What makes a `DefaultConfig` of a rule, which is one without `device`.
+    """
+
+    def decorate(rule: Callable[..., Config]) -> DefaultConfig[Config]:
+        @functools.wraps(rule)
+        def choose(
+            shapes: Sequence[Any],
+            dtype: jax.typing.DTypeLike,
+            batch: int,
+            *,
+            axis: Literal[0, -1] = -1,
+            out_dtype: jax.typing.DTypeLike | None = None,
+            precision: jax.lax.PrecisionLike = None,
+            device: str | None = None,
+        ) -> Config:
+            by_rule = functools.partial(
+                rule,
+                *(shapes, dtype, batch),
+                axis=axis,
+                out_dtype=out_dtype,
+                precision=precision,
+            )
+            # A y of another type takes other space than was tuned for.
+            if out_dtype is not None and jnp.dtype(out_dtype) != jnp.dtype(dtype):
+                return by_rule()
+            patterns = shapes if isinstance(shapes[0], Iterable) else [shapes]
+            found = lookup(
+                config,
+                *(kernel, patterns, dtype, batch),
+                axis=axis,
+                precision=precision,
+                device=device,
+            )
+            return by_rule() if found is None else found
+
+        return choose
+
+    return decorate
