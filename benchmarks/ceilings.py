@@ -24,8 +24,11 @@ class Sizes:
       matrices: rows and columns of the square matrices that are multiplied.
     """
 
-    copied: int = 2**31
-    matrices: int = 8192
+    copied: int
+    matrices: int
+
+
+SIZES = Sizes(copied=2**31, matrices=8192)
 
 
 @dataclasses.dataclass(frozen=True)

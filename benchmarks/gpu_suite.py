@@ -54,7 +54,6 @@ from benchmarks import (
 )
 from benchmarks.environment import Environment
 
-SIZES = ceilings.Sizes()
 _MINUTES = 8.0
 _CONTESTANT = 4  # Where in a row's key what comes next tells who was measured.
 _TASK_SECONDS = 120.0  # A workload or a check takes a few.
@@ -131,7 +130,7 @@ def main() -> int:
             ceilings.task(
                 list(dict.fromkeys(flags.FLAGS.dtype)),
                 environment,
-                sizes=SIZES,
+                sizes=ceilings.SIZES,
                 time_limit=flags.FLAGS.time_limit,
             )
         ],
