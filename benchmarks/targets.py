@@ -114,7 +114,7 @@ def targets(num_factors: int) -> list[Target]:
         Target(
             "one factor, memory-bound: share of the copy bandwidth",
             parts["factors"],
-            _share_of_copy,
+            share_of_copy,
             0.85,
         )
     ]
@@ -127,7 +127,7 @@ def targets(num_factors: int) -> list[Target]:
             1.7,
         )
         floor = Target(
-            f"{case}, bfloat16: share of the floor", mine, _share_of_floor, 0.75
+            f"{case}, bfloat16: share of the floor", mine, share_of_floor, 0.75
         )
         found += [gain, floor]
     found.append(
@@ -223,14 +223,14 @@ def faster_than(rivals: Collection[str]) -> Value:
     return value
 
 
-def _share_of_copy(group: Sequence[Row], rates: Rates) -> float | None:
+def share_of_copy(group: Sequence[Row], rates: Rates) -> float | None:
     if rates.memory_seconds(group[0]) < rates.compute_seconds(group[0]):
         return None
     best = best_kernel(group)
     return rates.memory_seconds(best) / best.median if best else 0.0
 
 
-def _share_of_floor(group: Sequence[Row], rates: Rates) -> float | None:
+def share_of_floor(group: Sequence[Row], rates: Rates) -> float | None:
     best = best_kernel(group)
     if best is None:
         return 0.0
