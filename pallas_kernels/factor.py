@@ -240,7 +240,7 @@ def _launch(
         ),
     }
     if plan.way == "turned":
-        scratch["turned"] = turned(2 * plan.pieces, config.depth, half)
+        scratch["turned"] = turned(config.slots * plan.pieces, config.depth, half)
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
         if plan.transposes:
             scratch["turned_out"] = turned(plan.pieces_out, config.features, half_out)
@@ -329,6 +329,8 @@ class _Kernel:
                 at = jax.lax.rem(serial, config.stages)
                 plgpu.barrier_wait(self.loaded.at[at])
                 if plan.way == "turned":
+                    if config.slots == 1:
+                        self.meet()  # Nobody reads the chunk before any more.
                     self.turn(serial, at)
                     self.meet()
                 sums = self.multiply(serial, at, sums)
@@ -358,8 +360,9 @@ class _Kernel:
 
     def meet(self) -> None:
         """Waits for the CTA's other warpgroups."""
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
+        if self.plan.config.warpgroups > 1:
+            plgpu.barrier_arrive(self.phase)
+            plgpu.barrier_wait(self.phase)
 
     def item_of(self, turn: jax.Array) -> _Item:
         plan, config = self.plan, self.plan.config
@@ -453,7 +456,7 @@ class _Kernel:
         """Brings a chunk of x into the turned buffer."""
         plan, config = self.plan, self.plan.config
         panels, _, width = plan.slab_in
-        slot = jax.lax.rem(serial, 2) * plan.pieces
+        slot = jax.lax.rem(serial, config.slots) * plan.pieces
         if plan.transposes:
             layout, blocks = _turning(4), config.rows // 64
         else:
@@ -557,7 +560,7 @@ class _Kernel:
         else:
             # Which of the inputs that share a run, and the first run.
             one, first = divmod(depth, plan.config.depth // plan.interleave)
-            slot = jax.lax.rem(serial, 2) * plan.pieces + i
+            slot = jax.lax.rem(serial, plan.config.slots) * plan.pieces + i
             ref = self.turned.at[
                 slot,
                 pl.ds(first, width),

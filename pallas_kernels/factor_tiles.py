@@ -50,6 +50,8 @@ class Config:
       split_blocks: warpgroups that share the blocks.
       m_warps: warps of a warpgroup along the rows of the product.
       stages: chunks of x and weights that are in flight or in use.
+      slots: turned buffers for x; with two, a chunk is turned while others multiply
+        the one before.
       out_stages: slabs of y, of each warpgroup, that may be on their way to HBM.
       ctas: CTAs to launch at most; each takes items until there are none left.
       batch_first: whether the batch is walked through block by block, with few
@@ -65,6 +67,7 @@ class Config:
     split_blocks: int = 1
     m_warps: Literal[1, 2, 4] = 2
     stages: int = 3
+    slots: Literal[1, 2] = 2
     out_stages: int = 1
     ctas: int = 132
     batch_first: bool = False
@@ -76,6 +79,8 @@ class Config:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
+        if self.slots > 2:
+            raise ValueError(f"Config: slots must be 1 or 2, got {self.slots}")
         for name, unit in (("rows", 64), ("features", 16), ("depth", 16)):
             value = getattr(self, name)
             if value % unit or value > _MAX_COPY:
@@ -257,19 +262,26 @@ class Tiling:
         return self.num_sums + operands
 
     @property
+    def stage_bytes(self) -> int:
+        """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
+        x = math.prod(self.slab_in) * self.item_in
+        weights = math.prod(self.slab_weights) * 2
+        return sum(-(-part // 1024) * 1024 for part in (x, weights))
+
+    @property
     def smem_bytes(self) -> int:
         """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
         config = self.config
         parts = [
-            config.stages * math.prod(self.slab_in) * self.item_in,
-            config.stages * math.prod(self.slab_weights) * 2,
+            config.stages * self.stage_bytes,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
             * self.item_out,
         ]
         if self.way == "turned":
-            parts.append(4 * self.pieces * math.prod(self.turned(config.depth)))
+            planes = config.slots * self.pieces
+            parts.append(2 * planes * math.prod(self.turned(config.depth)))
             if self.transposes:
                 parts.append(
                     2 * self.pieces_out * math.prod(self.turned(config.features))
@@ -329,6 +341,12 @@ def _addressable(factor: tiles.Factor) -> bool:
     return aligned and (factor.d == 1 or factor.d in _WHOLE_RUNS)
 
 
+def _way(factor: tiles.Factor, *, feature_first: bool, item_in: int) -> Way:
+    if feature_first:
+        return "turned" if item_in == 4 else "columns"
+    return "turned" if factor.d > 1 else "flat"
+
+
 def tiling(
     shape: Sequence[int],
     config: Config,
@@ -354,10 +372,7 @@ def tiling(
         the message says why.
     """
     factor = embed(shape, feature_first=feature_first)
-    if feature_first:
-        way: Way = "turned" if item_in == 4 else "columns"
-    else:
-        way = "turned" if factor.d > 1 else "flat"
+    way = _way(factor, feature_first=feature_first, item_in=item_in)
     plan = Tiling(factor, config, way, batch, feature_first, item_in, item_out, pieces)
     if reason := _misfit(plan):
         raise NotImplementedError(
@@ -475,6 +490,7 @@ _SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
+_MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
 
@@ -497,37 +513,34 @@ def best_config(
       NotImplementedError: if none fits; the message says why the last one does not.
     """
     factor = embed(shape, feature_first=feature_first)
+    way = _way(factor, feature_first=feature_first, item_in=item_in)
+    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
-    reason: NotImplementedError | None = None
-    weights = pieces * factor.num_weights * 2
-    for draft in _candidates(factor, feature_first=feature_first):
-        for stages in (6, 4, 3, 2, 1):
-            config = dataclasses.replace(
-                draft, stages=stages, batch_first=weights > _WEIGHTS_IN_L2
-            )
-            try:
-                plan = tiling(
-                    shape,
-                    config,
-                    batch=batch,
-                    feature_first=feature_first,
-                    item_in=item_in,
-                    item_out=item_out,
-                    pieces=pieces,
-                )
-            except NotImplementedError as error:
-                reason = error
-                continue
-            if plan.registers <= _REGISTERS[config.warpgroups]:
-                if _fits_twice(plan):
-                    config = dataclasses.replace(config, ctas=2 * _SMS)
-                key = _rank(plan)
-                if best is None or key < best[0]:
-                    best = (key, config)
-            break
+    reason: str | None = None
+    for draft in _candidates(factor, way, feature_first=feature_first):
+        config = dataclasses.replace(draft, stages=1, batch_first=walk)
+        plan = Tiling(
+            factor, config, way, batch, feature_first, item_in, item_out, pieces
+        )
+        if misfit := _misfit(plan):
+            reason = misfit
+            continue
+        if plan.registers > _REGISTERS[config.warpgroups]:
+            continue
+        room = (tiles.SMEM_BYTES - plan.smem_bytes) // plan.stage_bytes
+        stages = min(1 + room, _MAX_STAGES)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(config, stages=stages)
+        )
+        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        key = _rank(plan)
+        if best is None or key < best[0]:
+            best = (key, dataclasses.replace(plan.config, ctas=ctas))
     if best is None:
-        assert reason is not None
-        raise reason
+        raise NotImplementedError(
+            f"factor: no configuration fits the pattern {shape}; the last one tried "
+            f"because {reason}"
+        )
     return best[1]
 
 
@@ -542,7 +555,8 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
     rounds = -(-plan.items // (_SMS * per_sm))
-    meeting = rounds * (plan.chunks * (3 if plan.way == "turned" else 1) + 2) * _MEETING
+    meetings = 1 if plan.way != "turned" else 5 - config.slots
+    meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
     return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
 
 
@@ -555,7 +569,9 @@ def _fits_twice(plan: Tiling) -> bool:
     )
 
 
-def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config]:
+def _candidates(
+    factor: tiles.Factor, way: Way, *, feature_first: bool
+) -> Iterator[Config]:
     """A bounded set of configurations to choose from."""
     d = factor.d
     blocks: tuple[int, ...] = (1,)
@@ -570,12 +586,13 @@ def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config
         for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
         if n % unit_b == 0 and n <= min(b, _MAX_COPY)
     }
-    depths.add(c if c <= 128 else unit_c)
+    depths |= {unit_c, c if c <= 128 else unit_c}
     splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
-    for rows, feature, depth, group, split in itertools.product(
-        (64, 128, 256), sorted(features), sorted(depths), blocks, splits
+    turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
+    for rows, feature, depth, group, split, slots in itertools.product(
+        (64, 128, 256), sorted(features), sorted(depths), blocks, splits, turned
     ):
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
@@ -591,4 +608,5 @@ def _candidates(factor: tiles.Factor, *, feature_first: bool) -> Iterator[Config
                 split_features=split[1],
                 split_blocks=split[2],
                 m_warps=m_warps,
+                slots=slots,
             )
