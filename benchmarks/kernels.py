@@ -11,7 +11,7 @@ import jax
 import butterjax as bj
 from benchmarks.workloads import Workload
 from butterjax.implementations.launches import plan_launches
-from pallas_kernels import chain, factor, tuned
+from pallas_kernels import chain, factor, radix, tuned
 
 _TRIES = 32  # Configurations to look at for each that is wanted: most may not fit.
 
@@ -38,6 +38,8 @@ class Kernel:
         them; the first is small, and all epilogues and batches are checked on it.
       grid: for fields of Config, the values worth trying.
       first: configurations to try before all others.
+      is_measured_as_given: whether to measure it on chains that its implementation
+        launches another kernel on.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Kernel:
     checked: tuple[str, ...]
     grid: Mapping[str, Sequence[Any]]
     first: tuple[Any, ...] = ()
+    is_measured_as_given: bool = False
 
 
 def _launches(
@@ -158,6 +161,36 @@ KERNELS = {
                 "batch_first": (False, True),
                 "ctas": (132, 264),
             },
+        ),
+        Kernel(
+            name="radix",
+            implementation="pallas_chain",
+            is_launched_on=functools.partial(_launches, "radix"),
+            run=radix.radix,
+            config=radix.Config,
+            default_config=radix.default_config,
+            dtypes=("float32", "bfloat16", "float16"),
+            # Two to twelve factors; b ≠ c; blocks of 4, 8 and 16; not chainable.
+            checked=(
+                "square_dyadic:64",
+                "square_dyadic:4",
+                "square_dyadic:256",
+                "square_dyadic:1024",
+                "square_dyadic:4096",
+                "(1,4,4,16)(4,4,4,4)(16,4,4,1)",
+                "(1,8,8,8)(8,8,8,1)",
+                "(1,4,2,8)(2,4,2,2)",
+                "(1,16,4,16)(4,4,16,4)",
+                "(8,2,2,1)(1,2,2,8)",
+            ),
+            grid={
+                "rows": (4, 8, 16, 32, 64, 128),
+                "warpgroups": (1, 2, 4),
+                "stages": (1, 2),
+                "occupancy": (1, 2),
+                "ctas": (132, 264),
+            },
+            is_measured_as_given=True,
         ),
     )
 }

@@ -149,15 +149,18 @@ def contestants(
 
     Returns:
       The `implementations`, as the library has them; and where these launch a kernel
-      on just this chain, it in some other configurations.
+      on just this chain, or it is to be measured all the same, it in some
+      configurations.
     """
     found = implementations(workload, names)
     for kernel in (KERNELS[name] for name in names):
         try:
-            if kernel.is_launched_on(workload, None) != (workload.chain,):
+            is_default = kernel.is_launched_on(workload, None) == (workload.chain,)
+            if not (is_default or kernel.is_measured_as_given):
                 continue
-            _, *others = candidates(kernel, workload, 1 + num_configurations)
+            configs = candidates(kernel, workload, 1 + num_configurations)
         except NotImplementedError:  # The implementation's row tells why.
             continue
+        others = configs[1:] if is_default else configs
         found += [Contestant(kernel.implementation, kernel, one) for one in others]
     return found
