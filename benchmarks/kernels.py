@@ -69,8 +69,9 @@ def _launches(
 
 
 def _each_factor(workload: Workload, precision: str | None) -> tuple[bj.Chain, ...]:
-    del precision
-    return tuple(bj.Chain([pattern]) for pattern in workload.chain)
+    """What `pallas` launches it on, and `pallas_chain` where it does."""
+    alone = [bj.Chain([pattern]) for pattern in workload.chain]
+    return tuple(dict.fromkeys([*alone, *_launches("factor", workload, precision)]))
 
 
 def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:

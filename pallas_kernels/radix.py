@@ -34,14 +34,15 @@ that follow one another; and so have the first and last of feature-first tiles, 
 vectors TMA packs densely. `passes.plan` counts them all.
 
 *Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
-vector of float32, features last, at 18.6 bytes of HBM per clock (4.3 TB/s over 132
-multiprocessors at 1.75 GHz). "Pipeline" is what shared memory and the loads of weights
-take, TMA included; "FMA" both instructions of each weighted sum at 128 per clock.
+vector of float32, features last, at 18.4 bytes of HBM per clock (an H200 by its data
+sheet: 4.8 TB/s over 132 multiprocessors at 1.98 GHz). "Pipeline" is what shared memory
+and the loads of weights take, TMA included; "FMA" both instructions of each weighted
+sum at 128 per clock.
 
     n      rows   passes   HBM    pipeline   FMA
-    256    2·32   3         110      92       32
-    1024   16     4         440     448      160
-    4096   4      4        1760    2304      768
+    256    2·32   3         111      92       32
+    1024   16     4         445     448      160
+    4096   4      4        1783    2304      768
 
 So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
 pipeline alike, of which weights are over a quarter: they are loaded for every tile, and
