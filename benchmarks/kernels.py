@@ -158,6 +158,7 @@ KERNELS = {
                 "blocks": (1, 2, 4, 8),
                 "m_warps": (1, 2, 4),
                 "stages": (2, 3, 4, 6),
+                "slots": (1, 2),
                 "out_stages": (1, 2),
                 "batch_first": (False, True),
                 "ctas": (132, 264),
