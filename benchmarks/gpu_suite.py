@@ -10,7 +10,7 @@ In this order, each part only if all before it are done:
   radix         radix-2 chains
   chains        other chains, n = 256 to 16384, other dtypes and smaller batches
   more_factors  single factors in bfloat16 and float32
-  networks      a transformer's MLP block, forward and one training step
+  networks      a transformer's MLP block and a whole one, inference and training
 
 Kernels are compared with XLA's implementations and with a dense layer of the same size.
 
@@ -20,15 +20,14 @@ Kernels are compared with XLA's implementations and with a dense layer of the sa
 
 It stops after --minutes, with exit status 75 if anything is left. The same command then
 goes on from there: what has been checked or measured is in --output_dir (checks.jsonl,
-ceilings.jsonl, gpu_suite.jsonl), a row for each, added as it comes. So it does after it
-was killed; what it was at then comes last, in case that is what killed it. The status
-is 1 if a kernel is wrong, or something failed.
+ceilings.jsonl, gpu_suite.jsonl, networks.jsonl), a row for each, added as it comes. So
+it does after it was killed; what it was at then comes last, in case that is what killed
+it. The status is 1 if a kernel is wrong, or something failed.
 
 Needs JAX with CUDA, absl-py, flax, numpy, optax and rich; a GPU from Hopper on.
 """
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
 
@@ -45,6 +44,8 @@ from benchmarks import (
     kernel_checks,
     kernel_rows,
     kernels,
+    network_rows,
+    networks,
     results,
     runs,
     suite_cases,
@@ -143,17 +144,24 @@ def main() -> int:
         return runs.FAILED
     if not ceiling.is_complete or parts == ["ceilings"]:
         return runs.finish(ceiling, (), console)
-    tasks = list(
-        itertools.chain.from_iterable(row_tasks(part, environment) for part in parts)
-    )
+    tasks = [task for part in parts for task in row_tasks(part, environment)]
     measured = runs.carry_out(guard(tasks), results.Row, "gpu_suite", console, until)
     if measured is None:
         return runs.FAILED
-    if not measured.path.exists():
-        return runs.finish(measured, (), console)
-    rows = of_tasks(tasks, jsonl.load(measured.path, results.Row))
-    report(rows, jsonl.load(ceiling.path, ceilings.Row), console)
-    return runs.finish(measured, tables.problems(rows), console)
+    problems = []
+    if measured.path.exists():
+        rows = of_tasks(tasks, jsonl.load(measured.path, results.Row))
+        report(rows, jsonl.load(ceiling.path, ceilings.Row), console)
+        problems = tables.problems(rows)
+    if not measured.is_complete or problems or "networks" not in parts:
+        return runs.finish(measured, problems, console)
+    whole = runs.carry_out(
+        guard(network_tasks(environment)), network_rows.Row, "networks", console, until
+    )
+    if whole is None:
+        return runs.FAILED
+    console.print(networks.table(whole.rows))
+    return runs.finish(whole, networks.problems(whole.rows), console)
 
 
 def of_tasks(
@@ -203,6 +211,21 @@ def row_task(
         for one in suite_cases.implementations(workload, names)
     )
     return runs.Task(workload.name, keys, run)
+
+
+def network_tasks(environment: Environment) -> list[runs.Task[network_rows.Row]]:
+    """Whole networks with dense layers, with XLA's implementations and with kernels."""
+    names = suite_cases.network_implementations(flags.FLAGS.kernel)
+    return [
+        networks.task(
+            workload,
+            environment,
+            names,
+            seed=flags.FLAGS.seed,
+            time_limit=4 * flags.FLAGS.time_limit,
+        )
+        for workload in suite_cases.networks_of(flags.FLAGS.dtype)
+    ]
 
 
 def report(

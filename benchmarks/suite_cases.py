@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 
 import butterjax as bj
-from benchmarks import patterns
+from benchmarks import models, network_rows, patterns
 from benchmarks.cases import PAPER_CHAINS, parse_chain
 from benchmarks.kernel_rows import Contestant
 from benchmarks.kernels import KERNELS, candidates
@@ -122,6 +122,24 @@ def _grid(
         dtypes, batches, specs, layouts
     ):
         yield Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
+
+
+def networks_of(dtypes: Collection[str]) -> list[network_rows.Workload]:
+    """A transformer's MLP block and a whole one, in bfloat16 if that is among them."""
+    return [
+        network_rows.Workload(
+            name, models.NETWORKS[name].sizes, batch, "bfloat16", mode
+        )
+        for name, batch in (("llama_mlp", 4), ("vit_s16", 64))
+        for mode in network_rows.MODES
+        if "bfloat16" in dtypes
+    ]
+
+
+def network_implementations(names: Iterable[str]) -> list[str]:
+    """Of the butterfly layers in networks: XLA's, and those of the kernels named."""
+    ours = dict.fromkeys(KERNELS[name].implementation for name in names)
+    return ["einsum", "bmm", *ours]
 
 
 def implementations(workload: Workload, names: Iterable[str]) -> list[Contestant]:

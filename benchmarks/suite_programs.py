@@ -20,14 +20,23 @@ from benchmarks.environment import Environment
 from benchmarks.workloads import Workload
 
 
-def programs() -> Iterator[tuple[Workload, str, Program]]:
-    """What is run: on which workload, what by, and the function with its arguments."""
+def programs(cases: Sequence[str]) -> Iterator[tuple[Workload, str, Program]]:
+    """What is run: on which workload, what by, and the function with its arguments.
+
+    Args:
+      cases: what a workload's name has to begin with; * stands for anything.
+    """
+
+    def is_wanted(workload: Workload) -> bool:
+        return any(fnmatch.fnmatchcase(workload.name, f"{case}*") for case in cases)
+
     everything = list(kernels.KERNELS.values())
     for check in kernel_checks.checks(
         everything, workloads.DTYPES, list(workloads.LAYOUTS)
     ):
-        program = (kernel_checks.function(check), kernel_checks.abstract(check))
-        yield check.workload, check.name, program
+        if is_wanted(check.workload):
+            program = (kernel_checks.function(check), kernel_checks.abstract(check))
+            yield check.workload, check.name, program
     for part in suite_cases.PARTS:
         for workload in suite_cases.workloads_of(
             part,
@@ -35,6 +44,8 @@ def programs() -> Iterator[tuple[Workload, str, Program]]:
             workloads.LAYOUTS,
             num_factors=suite_cases.NUM_FACTORS,
         ):
+            if not is_wanted(workload):
+                continue
             found = suite_cases.contestants(
                 workload, list(kernels.KERNELS), suite_cases.NUM_CONFIGURATIONS
             )
@@ -47,7 +58,7 @@ def programs() -> Iterator[tuple[Workload, str, Program]]:
 def tasks(
     cases: Sequence[str], environment: Environment, options: dict[str, str | bool]
 ) -> list[runs.Task[gpu_programs.Row]]:
-    """A task for each program whose workload's name begins with one of the cases."""
+    """A task for each program."""
 
     def task(
         workload: Workload, name: str, program: Program
@@ -64,11 +75,7 @@ def tasks(
             run=lambda _: [compile_one()],
         )
 
-    return [
-        task(workload, name, program)
-        for workload, name, program in programs()
-        if any(fnmatch.fnmatchcase(workload.name, f"{case}*") for case in cases)
-    ]
+    return [task(*one) for one in programs(cases)]
 
 
 def judge(

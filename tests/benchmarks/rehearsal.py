@@ -15,6 +15,8 @@ from benchmarks import (
     devices,
     kernel_checks,
     kernels,
+    models,
+    network_rows,
     runs,
     suite_cases,
 )
@@ -33,6 +35,12 @@ def tiny_workloads(part, dtypes, layouts, *, num_factors):
     if part in SPECS:
         spec, (layout, *_) = SPECS[part], layouts
         yield Workload(spec, parse_chain(spec), 40, "bfloat16", layout, "forward")
+
+
+def tiny_networks(dtypes):
+    """An MLP block."""
+    sizes = models.Sizes(depth=1, width=16, heads=0, hidden=32, tokens=4, classes=0)
+    yield network_rows.Workload("llama_mlp", sizes, 2, "bfloat16", "training step")
 
 
 def run(x, factors, *, config, **options):
@@ -70,6 +78,9 @@ def main():
     os.cpu_count = lambda: 1  # What is compiled in other threads is not interpreted.
     ceilings.SIZES = ceilings.Sizes(copied=2**16, matrices=64)
     suite_cases.workloads_of = tiny_workloads
+    suite_cases.networks_of = tiny_networks
+    # The interpreter does not go together with much else in a program.
+    suite_cases.network_implementations = lambda names: ["einsum"]
     program.define_flags()
     with gpu_interpreter.interpreter():
         runs.start(program.main)

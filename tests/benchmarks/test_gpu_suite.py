@@ -74,6 +74,9 @@ def test_killed_then_stopped_then_done(tmp_path):
     for row in rows:
         assert row["measured"]["error"] <= row["tolerance"]
         assert row["measured"]["num_samples"] >= 3
+    whole = read(tmp_path, "networks")
+    assert [row["implementation"] for row in whole] == ["dense layers", "einsum"]
+    assert all(row["measured"]["error"] <= row["tolerance"] for row in whole)
     assert "one factor, memory-bound" in done.stdout
 
     again = rehearse(tmp_path)
