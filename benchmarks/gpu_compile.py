@@ -8,6 +8,7 @@ spills, shared memory, and the instructions they use. It tells nothing about spe
   make gpu-compile
   make gpu-compile ARGS="--case=monarch:1024* --implementation=bmm"
   make gpu-compile ARGS="--case=(2,48,192,4)/25088/float16/feature_first"
+  make gpu-compile ARGS="--suite --case=monarch:1024 --minutes=10"
   make gpu-compile ARGS=--compiler_option=xla_gpu_enable_triton_gemm=false
 
 The last one has products done by cuBLAS, as XLA may choose to when it finds a device.
@@ -27,13 +28,22 @@ if __name__ == "__main__":  # JAX reads these when it is imported.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, cases, gpu_programs, results, runs, workloads
+from benchmarks import (
+    aot,
+    cases,
+    gpu_programs,
+    results,
+    runs,
+    suite_programs,
+    workloads,
+)
 from benchmarks.environment import Environment
 
 
@@ -47,6 +57,13 @@ def define_flags() -> None:
         f"anything. There are: {', '.join(case.name for case in gpu_programs.CASES)}. "
         f"One that is none of these is a new one; its CHAIN is {cases.SPEC_HELP}.",
     )
+    flags.DEFINE_bool(
+        "suite",
+        False,
+        "Compile what `benchmarks.gpu_suite` checks and measures instead: each kernel, "
+        "in each of its configurations there. --case then chooses among these by the "
+        "start of CHAIN/BATCH/DTYPE/LAYOUT. Takes hours.",
+    )
     flags.DEFINE_multi_enum(
         "direction",
         list(workloads.DIRECTIONS),
@@ -59,7 +76,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "compiler_option", [], "Option of XLA's compiler, NAME=VALUE."
     )
-    flags.register_validator("case", _check_cases)
+    flags.register_multi_flags_validator(["case", "suite"], _check_cases)
     flags.register_validator(
         "compiler_option",
         lambda options: all("=" in option for option in options),
@@ -68,9 +85,9 @@ def define_flags() -> None:
     runs.define_flags("results/gpu_compile")
 
 
-def _check_cases(patterns: Sequence[str]) -> bool:
+def _check_cases(values: Mapping[str, Any]) -> bool:
     try:
-        return bool(gpu_programs.select(patterns))
+        return values["suite"] or bool(gpu_programs.select(values["case"]))
     except ValueError as error:
         raise flags.ValidationError(str(error)) from error
 
@@ -105,21 +122,27 @@ def main() -> int:
             run=lambda _: [compile_one()],
         )
 
-    tasks = [
-        task(case, direction, implementation)
-        for case in gpu_programs.select(flags.FLAGS.case)
-        for direction in flags.FLAGS.direction
-        for implementation in flags.FLAGS.implementation
-    ]
+    if flags.FLAGS.suite:
+        tasks = suite_programs.tasks(flags.FLAGS.case, environment, options)
+    else:
+        tasks = [
+            task(case, direction, implementation)
+            for case in gpu_programs.select(flags.FLAGS.case)
+            for direction in flags.FLAGS.direction
+            for implementation in flags.FLAGS.implementation
+        ]
     outcome = runs.carry_out(tasks, gpu_programs.Row, "gpu_compile", console)
     if outcome is None:
         return runs.FAILED
     rows = outcome.rows
     console.print(f"compiled for {environment.device}; nothing was run", style="bold")
-    console.print(*gpu_programs.tables(rows))
-    console.print(gpu_programs.LEGEND, soft_wrap=True)
-    if any(row.facts and row.facts.kernels for row in rows):
-        console.print(gpu_programs.instructions(rows))
+    if flags.FLAGS.suite:
+        console.print(suite_programs.summary(rows))
+    else:
+        console.print(*gpu_programs.tables(rows))
+        console.print(gpu_programs.LEGEND, soft_wrap=True)
+        if any(row.facts and row.facts.kernels for row in rows):
+            console.print(gpu_programs.instructions(rows))
     problems = [
         f"{row.implementation}, {row.workload.name}: {problem}"
         for row in rows

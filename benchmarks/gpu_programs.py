@@ -2,7 +2,9 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -171,12 +173,38 @@ def compile_one(
 ) -> Row:
     """Compiles one implementation and judges what comes out."""
     workload = case.workload(direction)
+    return compile_program(
+        workload,
+        implementation,
+        workloads.program(workload, implementation, workloads.shapes(workload)),
+        functools.partial(judge, case, direction, implementation),
+        environment=environment,
+        options=options,
+    )
+
+
+def compile_program(
+    workload: workloads.Workload,
+    name: str,
+    program: tuple[Callable[..., Any], tuple[Any, ...]],
+    judge: Callable[[aot.Facts | None, str | None, str | None], tuple[str, ...]],
+    *,
+    environment: Environment,
+    options: dict[str, str | bool],
+) -> Row:
+    """Compiles a function and judges what comes out.
+
+    Args:
+      workload: what it does.
+      name: of what does it; stands for the implementation in the row.
+      program: the function, and shapes to compile it for.
+      judge: tells what is wrong with the facts, the refusal and the error.
+      environment: of the run.
+      options: of XLA's compiler.
+    """
     facts = unsupported = error = None
     try:
-        facts = aot.compile_for_gpu(
-            *workloads.program(workload, implementation, workloads.shapes(workload)),
-            options=options,
-        )
+        facts = aot.compile_for_gpu(*program, options=options)
     except NotImplementedError as refusal:
         unsupported = str(refusal)
     except aot.CompilationError as failure:
@@ -184,12 +212,12 @@ def compile_one(
     return Row(
         environment=environment,
         workload=workload,
-        implementation=implementation,
+        implementation=name,
         compiler_options=options,
         facts=facts,
         unsupported=unsupported,
         error=error,
-        problems=judge(case, direction, implementation, facts, unsupported, error),
+        problems=judge(facts, unsupported, error),
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 import butterjax as bj
 from benchmarks import results, runs, workloads
 from benchmarks.environment import Environment, memory_bytes
-from benchmarks.side_by_side import Candidate, measure_candidates
+from benchmarks.side_by_side import Candidate, Outcome, measure_candidates
 from butterjax.numerics import tolerance
 
 # What a workload may take of the memory. Copies in float64, for the check, and what an
@@ -177,26 +177,38 @@ def rows(
         seed=seed,
         cache_bytes=environment.cache_bytes,
     )
+    return [
+        to_row(workload, name, outcome, environment=environment)
+        for name, outcome in outcomes.items()
+    ]
+
+
+def to_row(
+    workload: workloads.Workload,
+    implementation: str,
+    outcome: Outcome,
+    *,
+    environment: Environment,
+    configuration: dict[str, int | bool | str | None] | None = None,
+) -> results.Row:
+    """The row of one implementation, in one configuration of its kernel."""
     default = bj.planning.choose(
         workload.chain, batch=workload.batch, axis=workload.axis
     )
-    return [
-        results.Row(
-            environment=environment,
-            workload=workload,
-            implementation=name,
-            configuration=None,
-            is_default=name == default,
-            tolerance=tolerance(
-                workload.dtype,
-                1 if name == workloads.DENSE_LAYER else len(workload.chain),
-                tf32=jax.default_backend() == "gpu",
-            ),
-            flops=workload.batch * workload.chain.flops,
-            floor_bytes=workload.floor_bytes,
-            measured=outcome.measured,
-            unsupported=outcome.unsupported,
-            failed=outcome.failed,
-        )
-        for name, outcome in outcomes.items()
-    ]
+    return results.Row(
+        environment=environment,
+        workload=workload,
+        implementation=implementation,
+        configuration=configuration,
+        is_default=configuration is None and implementation == default,
+        tolerance=tolerance(
+            workload.dtype,
+            1 if implementation == workloads.DENSE_LAYER else len(workload.chain),
+            tf32=jax.default_backend() == "gpu",
+        ),
+        flops=workload.batch * workload.chain.flops,
+        floor_bytes=workload.floor_bytes,
+        measured=outcome.measured,
+        unsupported=outcome.unsupported,
+        failed=outcome.failed,
+    )

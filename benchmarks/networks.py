@@ -99,9 +99,18 @@ def _sizes(network: str) -> models.Sizes:
     return dataclasses.replace(sizes, **{n: v for n, v in own.items() if v is not None})
 
 
-def task(workload: Workload, environment: Environment) -> runs.Task[Row]:
-    """Measures the network with dense layers, and with those that the flags name."""
-    implementations = list(dict.fromkeys(flags.FLAGS.implementation))
+def task(
+    workload: Workload,
+    environment: Environment,
+    implementations: Sequence[str],
+    *,
+    seed: int,
+    time_limit: float,
+) -> runs.Task[Row]:
+    """Measures the network with dense layers, and with butterfly layers.
+
+    Arguments are those of `benchmarks.network_rows.rows`.
+    """
     keys = {
         name: results.key(environment, workload, name, None)
         for name in (DENSE_LAYERS, *implementations)
@@ -112,8 +121,8 @@ def task(workload: Workload, environment: Environment) -> runs.Task[Row]:
             workload,
             [name for name in implementations if keys[name] in wanted],
             environment=environment,
-            seed=flags.FLAGS.seed,
-            time_limit=flags.FLAGS.time_limit,
+            seed=seed,
+            time_limit=time_limit,
         )
         # Where rows are added to a workload, its dense layers are only compared with.
         return [row for row in found if row.key in wanted]
@@ -175,7 +184,16 @@ def main() -> int:
     console = Console()
     environment = Environment.now()
     console.print(f"on {environment.device}", style="bold")
-    tasks = [task(workload, environment) for workload in planned()]
+    tasks = [
+        task(
+            workload,
+            environment,
+            list(dict.fromkeys(flags.FLAGS.implementation)),
+            seed=flags.FLAGS.seed,
+            time_limit=flags.FLAGS.time_limit,
+        )
+        for workload in planned()
+    ]
     outcome = runs.carry_out(tasks, Row, "networks", console)
     if outcome is None:
         return runs.FAILED

@@ -112,9 +112,24 @@ class Outcome[R: "Row"]:
     is_interrupted: bool
     failures: tuple[str, ...]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tasks were finished, and none failed."""
+        return not (self.num_left or self.is_interrupted or self.failures)
+
+
+def deadline() -> float | None:
+    """When --minutes will be over, by `time.monotonic`; None for never."""
+    minutes = flags.FLAGS.minutes
+    return None if minutes is None else time.monotonic() + 60 * minutes
+
 
 def carry_out[R: "Row"](
-    tasks: Sequence[Task[R]], row_type: type[R], name: str, console: Console
+    tasks: Sequence[Task[R]],
+    row_type: type[R],
+    name: str,
+    console: Console,
+    until: float | None = None,
 ) -> Outcome[R] | None:
     """Runs tasks, as the flags say, showing how far it is.
 
@@ -123,6 +138,7 @@ def carry_out[R: "Row"](
       row_type: class of the rows.
       name: of the file in --output_dir, without ".jsonl".
       console: to print to.
+      until: when to stop, as `deadline` has it; None for --minutes from now.
 
     Returns:
       What came out, None if nothing can be written or resumed there; a message is
@@ -153,14 +169,13 @@ def carry_out[R: "Row"](
     num_known = sum(len(task.keys) for task in tasks) - sum(map(len, wanted.values()))
     if num_known:
         console.print(f"{num_known} rows are in {path} already", soft_wrap=True)
-    minutes = flags.FLAGS.minutes
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    until = until or deadline()
     failures: list[str] = []
     num_new, is_interrupted = 0, False
     try:
         with _Progress(console, len(todo)) as progress:
             for index in list(todo):
-                if deadline is not None and time.monotonic() >= deadline:
+                if until is not None and time.monotonic() >= until:
                     break
                 task = tasks[index]
                 progress.describe(task.description)

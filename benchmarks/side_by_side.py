@@ -1,5 +1,6 @@
 """Compiles functions, checks what they return, and times them against one another."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,12 +19,14 @@ class Candidate:
       arguments: what to call it with. Candidates with the same arrays share them.
       expected: outputs in float64, leaf by leaf.
       checked: takes from the outputs what `expected` holds.
+      built: the compiled function, where that was done before.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     expected: Sequence[Any]
     checked: Callable[[Any], Any] = lambda outputs: outputs
+    built: measure.Built | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ def measure_candidates(
     seed: int,
     cache_bytes: int | None,
     clock: measure.Clock | None = None,
+    has_energy: bool = True,
 ) -> dict[str, Outcome]:
     """Measures candidates side by side.
 
@@ -56,6 +60,7 @@ def measure_candidates(
       cache_bytes: what the rotated copies of arguments take together at least; None
         for no copies.
       clock: None for the device's own.
+      has_energy: whether to meter energy where that can be done; it takes seconds.
 
     Returns:
       An outcome for each candidate.
@@ -82,7 +87,7 @@ def measure_candidates(
         for name, one in ready.items()
     }
     samples = measure.interleave(calls, time_limit=time_limit, clock=clock, seed=seed)
-    with energy.meter() as meter:
+    with energy.meter() if has_energy else contextlib.nullcontext() as meter:
         for name, one in ready.items():
             measured = results.Measurement(
                 seconds=samples[name].quartiles(),
@@ -123,7 +128,7 @@ class _Ready:
 
 
 def _prepare(candidate: Candidate) -> _Ready:
-    built = measure.build(candidate.function, candidate.arguments)
+    built = candidate.built or measure.build(candidate.function, candidate.arguments)
 
     def call() -> Any:
         return built.compiled(*candidate.arguments)

@@ -74,7 +74,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, chain_plan, compat, pieces, tiles, traffic
+from pallas_kernels import (
+    arguments,
+    chain_plan,
+    compat,
+    pieces,
+    tiles,
+    traffic,
+    tuned,
+)
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
@@ -142,6 +150,7 @@ _STAGES = (1, 2, 3, 4, 6, 8)
 _OUT_STAGES = (1, 2)
 
 
+@tuned.before_rule("chain", Config)
 def default_config(
     shapes: Sequence[Sequence[int]],
     dtype: jax.typing.DTypeLike,
@@ -151,7 +160,10 @@ def default_config(
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Config:
-    """The configuration that should be fastest, by `pallas_kernels.traffic`.
+    """The configuration that should be fastest: as measured, or as predicted.
+
+    What was measured is in tables (`pallas_kernels.tuned`); without them
+    `pallas_kernels.traffic` tells.
 
     Args:
       shapes: patterns (a, b, c, d), in the order of the matrix product.
@@ -160,6 +172,7 @@ def default_config(
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as in `chain`.
+      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why

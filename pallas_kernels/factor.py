@@ -79,7 +79,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, pieces
+from pallas_kernels import compat, pieces, tuned
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
@@ -166,6 +166,7 @@ def factor(
     return y.reshape(y_shape)
 
 
+@tuned.before_rule("factor", Config)
 def default_config(
     shape: Sequence[int],
     dtype: jax.typing.DTypeLike,
@@ -175,7 +176,7 @@ def default_config(
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Config:
-    """A configuration that fits the chip, by prediction and not by measurement.
+    """A configuration that fits the chip, predicted where none was measured as best.
 
     Args:
       shape: the pattern (a, b, c, d).
@@ -184,6 +185,7 @@ def default_config(
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as `factor` takes it.
+      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
 
     Raises:
       NotImplementedError: if none fits; the message says why.

@@ -70,7 +70,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, passes
+from pallas_kernels import arguments, compat, passes, tuned
 from pallas_kernels.epilogue import Activation, activate
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -114,6 +114,7 @@ class Config:
             )
 
 
+@tuned.before_rule("radix", Config)
 def default_config(
     shapes: Sequence[Sequence[int]],
     dtype: jax.typing.DTypeLike,
@@ -123,7 +124,7 @@ def default_config(
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Config:
-    """A configuration that fits the chip, by rule and not by measurement.
+    """A configuration that fits the chip, by rule where none was measured to be best.
 
     Every tile loads all weights anew, so the largest tile comes first, but one that
     leaves work for all multiprocessors. Two CTAs of two warpgroups, of which one
@@ -137,6 +138,7 @@ def default_config(
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as in `radix`.
+      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why

@@ -1,0 +1,293 @@
+"""The hand-written kernels, one entry each, and their configurations worth trying."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+import butterjax as bj
+from benchmarks.workloads import Workload
+from butterjax.implementations.launches import plan_launches
+from pallas_kernels import chain, factor, radix, tuned
+
+_TRIES = 32  # Configurations to look at for each that is wanted: most may not fit.
+
+# Fields of a kernel's Config, as rows and tables hold them.
+Configuration = dict[str, int | bool | str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel as the benchmarks know it.
+
+    Attributes:
+      name: of its function, as tuned tables and rows have it.
+      implementation: the name in butterjax's registry that runs it.
+      is_launched_on: tells what chains its implementation launches it on for a
+        workload: it may multiply factors out, or take a few at a time.
+      run: applies a chain to x; the arguments are those of
+        `pallas_kernels.chain.chain`.
+      config: its Config.
+      default_config: what it takes where no configuration is given; the arguments are
+        those of `pallas_kernels.chain.default_config`.
+      dtypes: that it takes.
+      checked: chains that it is checked on, as `benchmarks.cases.parse_chain` reads
+        them; the first is small, and all epilogues and batches are checked on it.
+      grid: for fields of Config, the values worth trying.
+      first: configurations to try before all others.
+      is_measured_as_given: whether to measure it on chains that its implementation
+        launches another kernel on.
+    """
+
+    name: str
+    implementation: str
+    is_launched_on: Callable[[Workload, str | None], tuple[bj.Chain, ...]]
+    run: Callable[..., jax.Array]
+    config: type[Any]
+    default_config: Callable[..., Any]
+    dtypes: tuple[str, ...]
+    checked: tuple[str, ...]
+    grid: Mapping[str, Sequence[Any]]
+    first: tuple[Any, ...] = ()
+    is_measured_as_given: bool = False
+
+
+def _launches(
+    kernel: str, workload: Workload, precision: str | None
+) -> tuple[bj.Chain, ...]:
+    launches = plan_launches(
+        workload.chain,
+        dtype=workload.dtype,
+        batch=workload.batch,
+        axis=workload.axis,
+        precision=precision,
+    )
+    return tuple(launch.chain for launch in launches if launch.kernel == kernel)
+
+
+def _each_factor(workload: Workload, precision: str | None) -> tuple[bj.Chain, ...]:
+    """What `pallas` launches it on, and `pallas_chain` where it does."""
+    alone = [bj.Chain([pattern]) for pattern in workload.chain]
+    return tuple(dict.fromkeys([*alone, *_launches("factor", workload, precision)]))
+
+
+def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:
+    (w,) = factors
+    return factor.factor(x, w, **kwargs)
+
+
+def _of_one_factor(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> factor.Config:
+    (shape,) = shapes
+    return factor.default_config(shape, *args, **kwargs)
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel(
+            name="chain",
+            implementation="pallas_chain",
+            is_launched_on=functools.partial(_launches, "chain"),
+            run=chain.chain,
+            config=chain.Config,
+            default_config=chain.default_config,
+            dtypes=("bfloat16", "float16", "float32"),
+            # Blocks of 16, 32, 48, 2, 192; b ≠ c; d = 1 last and d > 1 last; then whole
+            # layers, in the configurations that users get.
+            checked=(
+                "monarch:256x256",
+                "(1,48,48,1)",
+                "(16,16,32,1)(1,32,16,16)",
+                "(1,32,16,16)(16,16,48,1)",
+                "(1,12,4,16)(4,16,16,1)",
+                "square_dyadic:64",
+                "square_dyadic:1024",
+                "vit_s16_qkvo",
+                "vit_s16_up",
+                "vit_s16_down",
+                "gpt2_medium_down",
+                "monarch:768x768",
+                "monarch:768x3072",
+                "monarch:3072x768",
+                "monarch:1024x1024",
+                "monarch:2048x2048",
+            ),
+            grid={
+                "rows": (16, 32, 64, 128),
+                "warpgroups": (2, 4, 8),
+                "m_warps": (1, 2, 4),
+                "stages": (1, 2, 3, 4),
+                "out_stages": (1, 2),
+                "shares": (1, 2, 4),
+                "ctas": (132, 264),
+            },
+            # One CTA with a large tile, or two that hide each other's waiting.
+            first=(
+                chain.Config(rows=64, stages=2, ctas=132),
+                chain.Config(rows=32, stages=1, ctas=264),
+            ),
+        ),
+        Kernel(
+            name="factor",
+            implementation="pallas",
+            is_launched_on=_each_factor,
+            run=_one_factor,
+            config=factor.Config,
+            default_config=_of_one_factor,
+            dtypes=("bfloat16", "float16", "float32"),
+            # d = 1 and d > 1, b ≠ c, blocks that are no multiples of 16 or exceed a
+            # tile, many small ones; then the paper's widest and largest.
+            checked=(
+                "(2,48,48,4)",
+                "(1,48,192,1)",
+                "(6,64,64,1)",
+                "(1,192,48,2)",
+                "(16,40,24,8)",
+                "(4,8,8,32)",
+                "(1,1024,1024,3)",
+                "(4,1024,256,16)",
+                "(96,192,192,4)",
+            ),
+            grid={
+                "rows": (64, 128, 256),
+                "features": (32, 64, 128),
+                "depth": (16, 32, 64),
+                "blocks": (1, 2, 4, 8),
+                "m_warps": (1, 2, 4),
+                "stages": (2, 3, 4, 6),
+                "slots": (1, 2),
+                "out_stages": (1, 2),
+                "batch_first": (False, True),
+                "ctas": (132, 264),
+            },
+        ),
+        Kernel(
+            name="radix",
+            implementation="pallas_chain",
+            is_launched_on=functools.partial(_launches, "radix"),
+            run=radix.radix,
+            config=radix.Config,
+            default_config=radix.default_config,
+            dtypes=("float32", "bfloat16", "float16"),
+            # Two to twelve factors; b ≠ c; blocks of 4, 8 and 16; not chainable.
+            checked=(
+                "square_dyadic:64",
+                "square_dyadic:4",
+                "square_dyadic:256",
+                "square_dyadic:1024",
+                "square_dyadic:4096",
+                "(1,4,4,16)(4,4,4,4)(16,4,4,1)",
+                "(1,8,8,8)(8,8,8,1)",
+                "(1,4,2,8)(2,4,2,2)",
+                "(1,16,4,16)(4,4,16,4)",
+                "(8,2,2,1)(1,2,2,8)",
+            ),
+            grid={
+                "rows": (4, 8, 16, 32, 64, 128),
+                "warpgroups": (1, 2, 4),
+                "stages": (1, 2),
+                "occupancy": (1, 2),
+                "ctas": (132, 264),
+            },
+            is_measured_as_given=True,
+        ),
+    )
+}
+
+
+def configuration(config: Any) -> Configuration:
+    """The fields of a kernel's Config."""
+    return dataclasses.asdict(config)
+
+
+def call(
+    kernel: Kernel, workload: Workload, config: Any, *, precision: str | None = None
+) -> Callable[..., jax.Array]:
+    """The kernel on x and a tuple of factors, in one configuration."""
+    return functools.partial(
+        kernel.run, axis=workload.axis, config=config, precision=precision
+    )
+
+
+def abstract_arguments(
+    workload: Workload,
+) -> tuple[jax.ShapeDtypeStruct, tuple[jax.ShapeDtypeStruct, ...]]:
+    """x and the factors of a workload, without numbers."""
+    sizes = [workload.batch, workload.chain.in_features]
+    x = jax.ShapeDtypeStruct(
+        sizes if workload.axis == -1 else sizes[::-1], workload.dtype
+    )
+    return x, tuple(
+        jax.ShapeDtypeStruct(shape, workload.dtype) for shape in workload.chain.shapes
+    )
+
+
+def rule_config(
+    kernel: Kernel, workload: Workload, *, precision: str | None = None
+) -> Any:
+    """The configuration that the kernel takes for a workload if no table has one.
+
+    Raises:
+      NotImplementedError: if the kernel does not take the workload.
+    """
+    return kernel.default_config(
+        workload.chain.shapes,
+        workload.dtype,
+        workload.batch,
+        axis=workload.axis,
+        precision=precision,
+        device=tuned.NO_DEVICE,
+    )
+
+
+def candidates(
+    kernel: Kernel, workload: Workload, limit: int, *, precision: str | None = None
+) -> list[Any]:
+    """Configurations that fit: by rule first, then those that are most like that one.
+
+    Args:
+      kernel: the kernel.
+      workload: what it is given.
+      limit: how many to return at most.
+      precision: as in `jax.lax.dot_general`.
+
+    Raises:
+      NotImplementedError: if the kernel does not take the workload.
+    """
+    by_rule = rule_config(kernel, workload, precision=precision)
+
+    def distance(config: Any) -> int:
+        pairs = zip(
+            dataclasses.astuple(config), dataclasses.astuple(by_rule), strict=True
+        )
+        return sum(mine != its for mine, its in pairs)
+
+    ordered = sorted(_grid(kernel, by_rule), key=distance)
+    tried = dict.fromkeys([by_rule, *kernel.first, *ordered[: _TRIES * limit]])
+    fitting = (config for config in tried if _fits(kernel, workload, config, precision))
+    return list(itertools.islice(fitting, limit))
+
+
+def _grid(kernel: Kernel, like: Any) -> list[Any]:
+    made = []
+    for values in itertools.product(*kernel.grid.values()):
+        fields = dict(zip(kernel.grid, values, strict=True))
+        try:
+            made.append(dataclasses.replace(like, **fields))
+        except ValueError:  # The fields do not go together.
+            continue
+    return made
+
+
+def _fits(
+    kernel: Kernel, workload: Workload, config: Any, precision: str | None
+) -> bool:
+    function = call(kernel, workload, config, precision=precision)
+    try:
+        jax.eval_shape(function, *abstract_arguments(workload))
+    except NotImplementedError:
+        return False
+    return True

@@ -1,0 +1,238 @@
+"""The targets of `benchmarks.gpu_suite`, and whether rows meet them."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from benchmarks import ceilings, suite_cases
+from benchmarks.results import Row
+from benchmarks.suite_cases import FACTOR_BY_FACTOR, XLA
+from benchmarks.workloads import DTYPES, LAYOUTS, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Ceilings of one run: bytes per second, and operations per second by dtype."""
+
+    copy: float
+    matmul: Mapping[str, float]
+
+    def memory_seconds(self, row: Row) -> float:
+        """The time to move x, the factors and y once."""
+        return row.floor_bytes / self.copy
+
+    def compute_seconds(self, row: Row) -> float:
+        """The time for the chain's operations at the rate of dense products."""
+        return row.flops / self.matmul[row.workload.dtype]
+
+
+def rates(rows: Iterable[ceilings.Row]) -> dict[str, Rates]:
+    """The ceilings of each run, by its start."""
+    copies: dict[str, float] = {}
+    products: dict[str, dict[str, float]] = {}
+    for row in rows:
+        run = row.environment.run
+        if row.name == "copy":
+            copies[run] = row.bytes_per_second
+        else:
+            products.setdefault(run, {})[row.dtype] = row.flops_per_second
+    return {run: Rates(copy, products.get(run, {})) for run, copy in copies.items()}
+
+
+# Of the rows of one workload, measured side by side, and the ceilings of their run;
+# None where the target does not apply.
+Value = Callable[[Sequence[Row], Rates], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Something that is to be reached.
+
+    Attributes:
+      text: what, in words.
+      workloads: on which.
+      value: what is to reach the threshold.
+      threshold: how much it should be at least.
+      share: of the workloads that have to reach it.
+    """
+
+    text: str
+    workloads: tuple[Workload, ...]
+    value: Value
+    threshold: float
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What became of a target.
+
+    Attributes:
+      target: which.
+      verdict: "not measured" until all of its workloads are, unless it is missed
+        already.
+      values: of the workloads that were measured and to which it applies.
+      num_left: workloads that were not measured.
+    """
+
+    target: Target
+    verdict: Literal["PASS", "MISS", "not measured"]
+    values: tuple[float, ...]
+    num_left: int
+
+    @property
+    def found(self) -> str:
+        """What was measured, in words."""
+        words = []
+        if self.values:
+            reached = sum(value >= self.target.threshold for value in self.values)
+            words = [
+                f"{reached} of {len(self.values)}",
+                f"worst {min(self.values):.2f}",
+                f"median {statistics.median(self.values):.2f}",
+            ]
+        return ", ".join(
+            [*words, *([f"{self.num_left} left"] if self.num_left else [])]
+        )
+
+
+def targets(num_factors: int) -> list[Target]:
+    """All targets, with so many of the paper's patterns."""
+    parts = {
+        part: tuple(
+            suite_cases.workloads_of(
+                part,
+                DTYPES,
+                LAYOUTS,
+                num_factors=num_factors,
+            )
+        )
+        for part in suite_cases.PARTS
+    }
+    found = [
+        Target(
+            "one factor, memory-bound: share of the copy bandwidth",
+            parts["factors"],
+            share_of_copy,
+            0.85,
+        )
+    ]
+    for case in ("monarch:1024x1024", "monarch:2048x2048"):
+        mine = tuple(work for work in parts["fused"] if work.case == case)
+        gain = Target(
+            f"{case}, bfloat16: times as fast as XLA's best",
+            mine,
+            faster_than(XLA),
+            1.7,
+        )
+        floor = Target(
+            f"{case}, bfloat16: share of the floor", mine, share_of_floor, 0.75
+        )
+        found += [gain, floor]
+    found.append(
+        Target(
+            "radix-2 chains: times as fast as XLA's best factor by factor",
+            parts["radix"],
+            faster_than(FACTOR_BY_FACTOR),
+            6.0,
+        )
+    )
+    for layout in LAYOUTS:
+        mine = tuple(
+            work
+            for work in parts["factors"]
+            if work.layout == layout and work.chain.density < 1 / 4
+        )
+        text = f"the paper's patterns, density below 1/4, float16, {layout}"
+        found.append(
+            Target(
+                f"{text}: times as fast as XLA's best", mine, faster_than(XLA), 1.0, 0.9
+            )
+        )
+    return found
+
+
+def judge(
+    wanted: Iterable[Target], rows: Iterable[Row], ceiling_rows: Iterable[ceilings.Row]
+) -> list[Judgement]:
+    """Whether rows meet targets; only rows of one run are compared."""
+    groups: dict[Workload, list[Row]] = {}
+    for row in rows:
+        group = groups.setdefault(row.workload, [])
+        if group and group[0].environment.run < row.environment.run:
+            group.clear()  # The latest run counts.
+        if not group or group[0].environment.run == row.environment.run:
+            group.append(row)
+    of_run = rates(ceiling_rows)
+    return [_judge(target, groups, of_run) for target in wanted]
+
+
+def _judge(
+    target: Target,
+    groups: Mapping[Workload, Sequence[Row]],
+    of_run: Mapping[str, Rates],
+) -> Judgement:
+    values, num_left = [], 0
+    for workload in target.workloads:
+        group = groups.get(workload, [])
+        if not group or group[0].environment.run not in of_run:
+            num_left += 1
+            continue
+        value = target.value(group, of_run[group[0].environment.run])
+        if value is not None:
+            values.append(value)
+    missed = sum(value < target.threshold for value in values)
+    # Those that are left could still all reach it.
+    may_miss = (1 - target.share) * (len(values) + num_left)
+    verdict: Literal["PASS", "MISS", "not measured"] = "PASS"
+    if missed > may_miss + 1e-9:
+        verdict = "MISS"
+    elif num_left or not values:
+        verdict = "not measured"
+    return Judgement(target, verdict, tuple(values), num_left)
+
+
+def best_kernel(group: Iterable[Row]) -> Row | None:
+    """The fastest of the hand-written kernels, as the library takes them."""
+    right = [
+        row
+        for row in group
+        if row.implementation not in XLA
+        and row.configuration is None
+        and row.measured
+        and not row.is_wrong
+    ]
+    return min(right, key=lambda row: row.median, default=None)
+
+
+def faster_than(rivals: Collection[str]) -> Value:
+    """How many times as long as the best kernel the best of the rivals takes.
+
+    A workload that no kernel takes counts as 0: it is not faster there.
+    """
+
+    def value(group: Sequence[Row], rates: Rates) -> float | None:
+        del rates
+        others = [row.median for row in group if row.implementation in rivals]
+        best = best_kernel(group)
+        if not others or min(others) == float("inf"):
+            return None
+        return min(others) / best.median if best else 0.0
+
+    return value
+
+
+def share_of_copy(group: Sequence[Row], rates: Rates) -> float | None:
+    if rates.memory_seconds(group[0]) < rates.compute_seconds(group[0]):
+        return None
+    best = best_kernel(group)
+    return rates.memory_seconds(best) / best.median if best else 0.0
+
+
+def share_of_floor(group: Sequence[Row], rates: Rates) -> float | None:
+    best = best_kernel(group)
+    if best is None:
+        return 0.0
+    floor = max(rates.memory_seconds(best), rates.compute_seconds(best))
+    return floor / best.median
