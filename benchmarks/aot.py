@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from benchmarks import hlo, ptx
+from benchmarks.units import Bytes
 
 DEVICE = "NVIDIA H200"
 CHIP = pathlib.Path(__file__).parent / "chips" / "nvidia_h200.txtpb"
@@ -43,10 +44,10 @@ _DUMP_TO = "MOSAIC_GPU_DUMP_TO"
 class Memory:
     """Bytes in the device's memory, as XLA's buffer assignment has them."""
 
-    argument: int
-    output: int
-    temporary: int
-    peak: int
+    argument: Bytes
+    output: Bytes
+    temporary: Bytes
+    peak: Bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.files import write_whole
 from benchmarks.results import Row
-from benchmarks.tables import by_workload, title
+from benchmarks.tables import by_workload, titles
 from benchmarks.workloads import DENSE_LAYER
 
 _MARKERS = "osD^vPX*<>hp"
@@ -32,7 +32,9 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
             (row.measured.ratio_to_dense_layer, position)
             for position, group in enumerate(groups)
             for row in group
-            if row.implementation == name and row.measured
+            if row.implementation == name
+            and row.measured
+            and row.measured.ratio_to_dense_layer
         ]
         if not points:
             continue
@@ -55,7 +57,7 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_yticks(
         range(len(groups)),
-        [title(group[0]) for group in groups],
+        [titles(rows)[group[0].workload] for group in groups],
         fontsize=8,
     )
     ax.invert_yaxis()
@@ -63,7 +65,8 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     first = rows[0]
     ax.set_xlabel("time ÷ time of the dense layer (median and quartiles)")
     ax.set_title(
-        f"batch {first.batch}, {first.dtype}, {first.environment.device}\n"
+        f"batch {first.workload.batch}, {first.workload.dtype}, "
+        f"{first.environment.device}\n"
         "left of the line is faster than the dense layer",
         fontsize=9,
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks import aot, results, workloads
 from benchmarks.cases import parse_chain
+from benchmarks.environment import Environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Case:
     chain: str
     batch: int = 4096
     dtype: str = "bfloat16"
-    layout: str = "feature_last"
+    layout: workloads.Layout = "feature_last"
     kernels: tuple[str, ...] = ()
     too_much_for: tuple[str, ...] = ()
 
@@ -37,7 +38,7 @@ class Case:
         chain = self.chain.replace(" ", "")
         return f"{chain}/{self.batch}/{self.dtype}/{self.layout}"
 
-    def workload(self, direction: str) -> workloads.Workload:
+    def workload(self, direction: workloads.Direction) -> workloads.Workload:
         """The case in a direction."""
         return workloads.Workload(
             case=self.chain,
@@ -94,12 +95,7 @@ class Row:
 
     Attributes:
       environment: of the run; the device is the one that was compiled for.
-      case: name of the case.
-      chain: patterns (a, b, c, d), in the order of the matrix product.
-      batch: rows of x.
-      dtype: of all arrays.
-      layout: "feature_last" or "feature_first".
-      direction: "forward" or "forward+backward".
+      workload: what would be run.
       implementation: name in the registry, or "dense layer" for one product with a
         ready matrix of the same size.
       compiler_options: that XLA was given.
@@ -109,13 +105,8 @@ class Row:
       problems: what is wrong, in words; empty if all is well.
     """
 
-    environment: results.Environment
-    case: str
-    chain: tuple[tuple[int, int, int, int], ...]
-    batch: int
-    dtype: str
-    layout: str
-    direction: str
+    environment: Environment
+    workload: workloads.Workload
     implementation: str
     compiler_options: dict[str, str | bool]
     facts: aot.Facts | None
@@ -123,13 +114,20 @@ class Row:
     error: str | None
     problems: tuple[str, ...]
 
+    @property
+    def key(self) -> results.Key:
+        """What is not compiled twice."""
+        return results.key(
+            self.environment, self.workload, self.implementation, self.compiler_options
+        )
+
 
 def compile_one(
     case: Case,
-    direction: str,
+    direction: workloads.Direction,
     implementation: str,
     *,
-    environment: results.Environment,
+    environment: Environment,
     options: dict[str, str | bool],
 ) -> Row:
     """Compiles one implementation and judges what comes out."""
@@ -137,7 +135,8 @@ def compile_one(
     facts = unsupported = error = None
     try:
         facts = aot.compile_for_gpu(
-            *workloads.abstract_call(workload, implementation), options=options
+            *workloads.program(workload, implementation, workloads.shapes(workload)),
+            options=options,
         )
     except NotImplementedError as refusal:
         unsupported = str(refusal)
@@ -145,12 +144,7 @@ def compile_one(
         error = str(failure)
     return Row(
         environment=environment,
-        case=case.name,
-        chain=workload.chain.shapes,
-        batch=case.batch,
-        dtype=case.dtype,
-        layout=case.layout,
-        direction=direction,
+        workload=workload,
         implementation=implementation,
         compiler_options=options,
         facts=facts,
@@ -162,7 +156,7 @@ def compile_one(
 
 def judge(
     case: Case,
-    direction: str,
+    direction: workloads.Direction,
     implementation: str,
     facts: aot.Facts | None,
     unsupported: str | None,
@@ -190,7 +184,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """What was compiled: a table per case and direction, a line per implementation."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(f"{row.case}, {row.direction}", []).append(row)
+        groups.setdefault(row.workload.name, []).append(row)
     width = max((len(_label(row)) for row in rows), default=0)
     for title, group in groups.items():
         shown = Table(
@@ -251,7 +245,7 @@ def instructions(rows: Sequence[Row]) -> Table:
     for row in rows:
         for kernel in row.facts.kernels if row.facts else ():
             shown.add_row(
-                f"{row.case}, {row.direction}\n  {row.implementation}: {kernel.name}",
+                f"{row.workload.name}\n  {row.implementation}: {kernel.name}",
                 *(
                     "\n".join(f"{times} × {what}" for what, times in counts.items())
                     for counts in (kernel.operations, kernel.accesses)
@@ -260,7 +254,7 @@ def instructions(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def compiled_for(environment: results.Environment) -> results.Environment:
+def compiled_for(environment: Environment) -> Environment:
     """This process's environment, with the chip and the compiler put in."""
     return dataclasses.replace(
         environment,

@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.units import Bytes, Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -53,8 +55,8 @@ class Launch:
 
     name: str
     kind: str
-    times: int
-    moved_bytes: int
+    times: Count
+    moved_bytes: Bytes
 
 
 # Instructions that start nothing on the device.
@@ -186,6 +188,13 @@ def count(found: Sequence[Launch]) -> int:
 def moved_bytes(found: Sequence[Launch]) -> int:
     """Bytes that transposes and copies write, over all launches."""
     return sum(launch.times * launch.moved_bytes for launch in found)
+
+
+def moving_kernels(found: Sequence[Launch]) -> frozenset[str]:
+    """What XLA names the kernels of those launches that transpose or copy."""
+    return frozenset(
+        re.sub(r"\W", "_", launch.name) for launch in found if launch.moved_bytes
+    )
 
 
 def _moved_bytes(module: Module, instruction: Instruction) -> int:

@@ -34,7 +34,9 @@ def read(folder):
 
 def refusal(row):
     """Why an implementation must refuse a float32 row on a CPU, None if it must not."""
-    if row["implementation"] == "elementwise" and row["chain"] == [[1, 4, 80, 1]]:
+    if row["implementation"] == "elementwise" and row["workload"]["chain"] == [
+        [1, 4, 80, 1]
+    ]:
         return "at most 64"
     return {"pallas_chain": "one of bfloat16, float16"}.get(row["implementation"])
 
@@ -51,7 +53,7 @@ def test_compares_every_implementation(tmp_path):
     assert len(rows) == 2 * 2 * len(names)
     assert {row["implementation"] for row in rows} == names
     for row in rows:
-        assert row["layout"] == "feature_first"
+        assert row["workload"]["layout"] == "feature_first"
         if reason := refusal(row):
             assert reason in row["unsupported"]
             assert row["measured"] is None
@@ -59,7 +61,10 @@ def test_compares_every_implementation(tmp_path):
         assert row["unsupported"] is None
         low, middle, high = row["measured"]["seconds"]
         assert 0 < low <= middle <= high
-        assert row["measured"]["num_samples"] >= 3
+        assert row["measured"]["num_samples"] >= 5
+        assert row["measured"]["clock"] == "wall"
+        assert row["measured"]["peak_bytes"] >= row["floor_bytes"]
+        assert row["measured"]["joules"] is None
         assert row["measured"]["error"] <= row["tolerance"]
         if row["implementation"] == "dense layer":
             assert row["measured"]["ratio_to_dense_layer"] == [1, 1, 1]
@@ -70,7 +75,7 @@ def test_compares_every_implementation(tmp_path):
     assert "÷ best" in done.stdout
 
 
-def test_a_second_run_adds_rows(tmp_path):
+def test_a_second_run_goes_on_or_starts_anew(tmp_path):
     once = (
         "--chain=monarch:16x16",
         "--implementation=einsum",
@@ -81,9 +86,17 @@ def test_a_second_run_adds_rows(tmp_path):
     )
     assert run(*once).returncode == 0
     first = read(tmp_path)
-    assert run(*once, "--seed=1").returncode == 0
-    assert read(tmp_path)[:2] == first
-    assert len(read(tmp_path)) == 4
+    again = run(*once)
+    assert again.returncode == 0
+    assert "2 rows are in" in again.stdout
+    assert "einsum" in again.stdout
+    assert read(tmp_path) == first
+    # An implementation is added to the workload; its dense layer is only compared with.
+    assert run(*once, "--implementation=bmm").returncode == 0
+    assert [row["implementation"] for row in read(tmp_path)[2:]] == ["bmm"]
+    assert read(tmp_path)[2]["measured"]["ratio_to_dense_layer"] is not None
+    assert run(*once, "--noresume").returncode == 0
+    assert len(read(tmp_path)) == 5
 
 
 def test_interrupt_leaves_valid_files(tmp_path):
@@ -112,7 +125,6 @@ def test_interrupt_leaves_valid_files(tmp_path):
 
 WRONG = """
 import sys
-from absl import app
 import butterjax as bj
 
 @bj.implementations.register("wrong")
@@ -122,9 +134,9 @@ def wrong(x, factors, *, axis, precision, preferred_element_type):
             preferred_element_type=preferred_element_type)
     return y.at[0, 0].add(1)
 
-from benchmarks import compare
+from benchmarks import compare, runs
 compare.define_flags()
-app.run(compare.main)
+runs.start(compare.main)
 """
 
 
@@ -142,7 +154,7 @@ def test_a_wrong_implementation_fails(tmp_path):
         timeout=120,
     )
     assert done.returncode == 1
-    assert "WRONG: wrong, monarch:16x16, forward" in done.stdout
+    assert "FAILED: wrong, monarch:16x16, forward: WRONG" in done.stdout
 
 
 @pytest.mark.parametrize(

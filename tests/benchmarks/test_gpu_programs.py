@@ -1,16 +1,18 @@
 import dataclasses
 import io
-import json
 
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, hlo, ptx, results, workloads
+from benchmarks import aot, gpu_programs, hlo, jsonl, ptx, workloads
+from benchmarks.environment import Environment
 
-ENVIRONMENT = results.Environment("2026-01-01T00:00:00+00:00", "a device", {}, None)
+ENVIRONMENT = Environment("2026-01-01T00:00:00+00:00", "a device", {}, None, None)
+WORKLOAD = workloads.Workload(
+    "monarch:16x16", bj.Chain.monarch(16, 16), 8, "float32", "feature_last", "forward"
+)
 
 KERNEL = ptx.Kernel(
     name="body_0",
@@ -34,12 +36,7 @@ def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
 def make_row(**changes):
     row = gpu_programs.Row(
         environment=ENVIRONMENT,
-        case="monarch:16x16/8/float32/feature_last",
-        chain=((1, 4, 4, 4), (4, 4, 4, 1)),
-        batch=8,
-        dtype="float32",
-        layout="feature_last",
-        direction="forward",
+        workload=WORKLOAD,
         implementation="pallas",
         compiler_options={},
         facts=make_facts(),
@@ -158,11 +155,11 @@ def test_tables():
         make_row(),
         make_row(implementation="elementwise", facts=None, unsupported="too wide"),
         make_row(implementation="bcsr", facts=None, error="crash"),
-        make_row(direction="forward+backward"),
+        make_row(workload=dataclasses.replace(WORKLOAD, direction="forward+backward")),
     ]
     text = shown(*gpu_programs.tables(rows))
     assert "…" not in text
-    assert text.count(rows[0].case) == 2
+    assert text.count("monarch:16x16/8/float32/feature_last/forward") == 2
     cells = [line.split() for line in text.splitlines()]
     assert ["dense", "layer", "3", "6.0", "2.5", "7.5"] in cells
     assert cells.count(["pallas", "1", "0.0", "2.5", "7.5", "40", "0", "128"]) == 2
@@ -173,23 +170,25 @@ def test_tables():
 
 
 def test_rows_are_kept(tmp_path):
-    results.append(tmp_path / "rows.jsonl", [make_row()])
-    results.append(tmp_path / "rows.jsonl", [make_row(facts=None, error="crash")])
-    first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert first["facts"]["kernels"][0]["registers"] == 40
-    assert first["facts"]["launches"][0]["times"] == 1
-    assert second["error"] == "crash"
+    rows = [
+        make_row(),
+        make_row(facts=None, error="crash", compiler_options={"a": "1"}),
+    ]
+    jsonl.append(tmp_path / "rows.jsonl", rows[:1])
+    jsonl.append(tmp_path / "rows.jsonl", rows[1:])
+    assert jsonl.load(tmp_path / "rows.jsonl", gpu_programs.Row) == rows
+    assert rows[0].key != rows[1].key
 
 
 @pytest.mark.parametrize("layout", workloads.LAYOUTS)
 @pytest.mark.parametrize("direction", workloads.DIRECTIONS)
 @pytest.mark.parametrize("name", [workloads.DENSE_LAYER, "bmm"])
-def test_abstract_call_has_the_shapes_of_a_call(layout, direction, name):
+def test_shapes_are_those_of_a_call(layout, direction, name):
     chain = bj.Chain.monarch(16, 36)
     workload = workloads.Workload("16x36", chain, 5, "float16", layout, direction)
-    inputs = workloads.draw(workload, seed=0)
-    function, arguments = workloads.call(workload, name, inputs, workload.dtype)
-    abstract_function, abstract = workloads.abstract_call(workload, name)
+    drawn, shapes = workloads.draw(workload, seed=0), workloads.shapes(workload)
+    function, arguments = workloads.program(workload, name, drawn)
+    abstract_function, abstract = workloads.program(workload, name, shapes)
 
     def kinds(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -197,15 +196,6 @@ def test_abstract_call_has_the_shapes_of_a_call(layout, direction, name):
     assert kinds(abstract) == kinds(arguments)
     outcome = jax.eval_shape(abstract_function, *abstract)
     assert kinds(outcome) == kinds(function(*arguments))
-
-
-def test_shapes_take_no_memory():
-    huge = bj.Chain([(1, 2**16, 2**16, 1)])
-    workload = workloads.Workload("", huge, 2**40, "float16", "feature_last", "forward")
-    inputs = workloads.shapes(workload)
-    assert inputs.x.shape == (2**40, 2**16)
-    for array in (inputs.x, inputs.dy, inputs.kernel, *inputs.factors):
-        assert not np.any(array.strides)
 
 
 def test_chip_is_the_one_that_is_named():
