@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import butterjax as bj
-from butterjax.planning import DENSE_LAYER, Timing, recommendation
+from butterjax.planning import DENSE_LAYER, Timing
 from tests import reference, strategies
 
 MONARCH = bj.Chain.monarch(64, 64)
@@ -101,9 +101,12 @@ def test_other_rows_do_not_count(other):
     assert not found.is_measured
 
 
-def test_ratios_to_nothing():
-    with pytest.raises(ValueError, match="not the dense layer"):
-        bj.planning.recommend(64, 64, **LAYER, timings=[timing(MONARCH, "bmm", 0.5)])
+def test_a_ratio_tells_what_the_dense_layer_took():
+    rows = [timing(MONARCH, "bmm", 0.5, seconds=3.0)]
+    found = bj.planning.recommend(64, 64, **LAYER, timings=rows)
+    assert found.dense.seconds == 6.0
+    assert found.dense.peak_bytes is None
+    assert found.options == (found.best, found.dense)
 
 
 def test_model_on_an_h200():
@@ -177,26 +180,29 @@ def test_candidates():
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(strategies.chains())
-def test_is_full(chain):
-    ones = [np.ones(shape) for shape in chain.shapes]
-    assert recommendation.is_full(chain) == reference.dense(ones).all()
+def test_replaces_dense(chain):
+    matrix = reference.dense([np.ones(shape) for shape in chain.shapes])
+    expected = bool(matrix.all()) and chain.num_weights < matrix.size
+    assert bj.planning.replaces_dense(chain) == expected
 
 
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [
-        ([(1, 128, 128, 3), (6, 64, 256, 1)], True),  # Not chainable, and full.
-        ([(2, 1, 2, 2), (1, 8, 2, 1)], True),
-        ([(3, 2, 2, 1), (2, 3, 3, 1)], False),
+        ([(1, 128, 128, 3), (6, 64, 256, 1)], True),
+        ([(1, 6, 6, 2), (4, 3, 6, 1)], True),
+        ([(1, 4, 4, 3), (6, 2, 4, 1)], False),
     ],
 )
-def test_is_full_where_factors_do_not_chain(patterns, expected):
+def test_replaces_dense_where_factors_do_not_chain(patterns, expected):
     chain = bj.Chain(patterns)
-    ones = [np.ones(shape) for shape in chain.shapes]
-    if chain.in_features < 100:
-        assert reference.dense(ones).all() == expected
     assert not chain.is_chainable
-    assert recommendation.is_full(chain) == expected
+    matrix = np.ones((1, 1))
+    for pattern in chain:
+        support = pattern.support().astype(float)
+        matrix = support if matrix.size == 1 else np.minimum(matrix @ support, 1)
+    assert bool(matrix.all()) == expected
+    assert bj.planning.replaces_dense(chain) == expected
 
 
 @pytest.mark.parametrize(

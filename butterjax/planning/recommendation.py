@@ -103,8 +103,8 @@ class Recommendation:
 def candidates(in_features: int, out_features: int) -> tuple[Chain, ...]:
     """Chains to consider where none are named: 2 to 4 factors, and radix-2.
 
-    All have a full matrix as their product. There may be none: a prime number of
-    features cannot be split.
+    All of them `replaces_dense`. There may be none: a prime number of features cannot
+    be split.
     """
     makers: list[Callable[[], Chain]] = [
         functools.partial(Chain.from_shape, in_features, out_features, num_factors=n)
@@ -118,7 +118,7 @@ def candidates(in_features: int, out_features: int) -> tuple[Chain, ...]:
             found.append(make())
         except ValueError:  # Sizes that do not split that way.
             continue
-    return tuple(dict.fromkeys(found))
+    return tuple(chain for chain in dict.fromkeys(found) if replaces_dense(chain))
 
 
 def recommend(
@@ -151,8 +151,8 @@ def recommend(
       device: its name, as in the timings; see `butterjax.planning.rates_of`.
       axis: the feature axis of x: -1 for feature-last, 0 for feature-first.
       backward: whether to count a forward and a backward pass, not the former alone.
-      chains: the chains to choose from; None for all that were measured and have a full
-        matrix as their product, or for `candidates`.
+      chains: the chains to choose from; None for all that were measured and that
+        `replaces_dense`, or for `candidates`.
       timings: what was measured, of any devices and layers.
 
     Returns:
@@ -188,7 +188,7 @@ def recommend(
     there = [one for one in timings if one.device == device]
     found = list(_measured(layer, chains, there))
     if any(option.chain is not None for option in found):
-        return _by_measurement(found)
+        return _by_measurement(layer, found)
     if chains is None:
         chains = candidates(in_features, out_features)
     rates = calibrate(rates_of(device), [t for t in there if t.dtype == kind.name])
@@ -228,7 +228,7 @@ def _measured(
         is_dense = timing.implementation == DENSE_LAYER
         if not is_dense and chains is not None and timing.chain not in chains:
             continue
-        if not is_dense and chains is None and not is_full(timing.chain):
+        if not is_dense and chains is None and not replaces_dense(timing.chain):
             continue
         num_weights = (
             layer.in_features * layer.out_features
@@ -245,23 +245,27 @@ def _measured(
         )
 
 
-def _by_measurement(found: Sequence[Option]) -> Recommendation:
+def _by_measurement(layer: _Layer, found: Sequence[Option]) -> Recommendation:
     """Of the same chain and implementation, the fastest; and one dense layer."""
     options: dict[tuple[Chain | None, str], Option] = {}
     for option in sorted(found, key=lambda o: (o.ratio[1], o.seconds)):
         options.setdefault((option.chain, option.implementation), option)
-    ranked = tuple(options.values())
-    dense = next((option for option in ranked if option.chain is None), None)
-    if dense is None:
-        raise ValueError(
-            "recommend: the timings hold this layer, but not the dense layer that "
-            "their ratios are to"
+    best = next(option for option in options.values() if option.chain is not None)
+    if (None, DENSE_LAYER) not in options:  # Its ratio tells what it took.
+        dense = Option(
+            chain=None,
+            implementation=DENSE_LAYER,
+            seconds=best.seconds / best.ratio[1],
+            ratio=(1.0, 1.0, 1.0),
+            weight_bytes=layer.itemsize * layer.in_features * layer.out_features,
+            peak_bytes=None,
         )
-    best = next(option for option in ranked if option.chain is not None)
+        options[None, DENSE_LAYER] = dense
+    dense = options[None, DENSE_LAYER]
     return Recommendation(
         best=best if best.ratio[2] < 1 else dense,
         dense=dense,
-        options=ranked,
+        options=tuple(sorted(options.values(), key=lambda o: o.ratio[1])),
         is_measured=True,
         rates=None,
     )
@@ -371,9 +375,18 @@ def calibrate(rates: Rates, timings: Sequence[Timing]) -> Rates:
     )
 
 
+def replaces_dense(chain: Chain) -> bool:
+    """Whether a chain can take the place of a dense layer, with fewer weights.
+
+    Every feature of the result must depend on every feature of x.
+    """
+    num_entries = chain.in_features * chain.out_features
+    return chain.num_weights < num_entries and _is_full(chain)
+
+
 @functools.lru_cache(maxsize=1024)
-def is_full(chain: Chain) -> bool:
-    """Whether every feature of the product's result depends on every feature of x."""
+def _is_full(chain: Chain) -> bool:
+    """Whether the product has no entry that must be zero."""
     if chain.is_chainable:
         return chain.density == 1
     step = 256  # Columns of the matrix at a time.
