@@ -74,6 +74,11 @@ class Facts:
         """Bytes that transposes and copies write in a call."""
         return hlo.moved_bytes(self.launches)
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that a call writes in all."""
+        return hlo.written_bytes(self.launches)
+
 
 def missing_wheels() -> tuple[str, ...]:
     """Those of `WHEELS` that are not installed."""

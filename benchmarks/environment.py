@@ -17,6 +17,7 @@ from benchmarks.units import Bytes
 # More than any GPU has: an H200 has 50 MiB of L2, a B200 126.
 _GPU_CACHE_BYTES = 128 * 2**20
 _CPU_CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
+_CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 _FACTORS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -73,6 +74,17 @@ def _cache_bytes() -> int | None:
         return _GPU_CACHE_BYTES
     sizes = [path.read_text().strip() for path in _CPU_CACHES.glob("index*/size")]
     return max((int(size[:-1]) * _FACTORS[size[-1]] for size in sizes), default=None)
+
+
+def memory_bytes() -> int:
+    """Size of the default device's memory; for a CPU what this process may use."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if _CGROUP_LIMIT.exists() and (text := _CGROUP_LIMIT.read_text().strip()) != "max":
+        sizes.append(int(text))
+    return min(sizes)
 
 
 def _commit() -> str | None:

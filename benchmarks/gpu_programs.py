@@ -206,16 +206,18 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
 HEADINGS = {
     "laun-\nches": 5,
     "moved\nMB": 7,
+    "of\nall": 4,
     "temp\nMB": 7,
     "peak\nMB": 7,
-    "regis-\nters": 6,
+    "regs": 4,
     "spill\nB": 5,
     "smem\nKiB": 4,
 }
 LEGEND = (
-    "moved: written by transposes and copies; temp: memory beside arguments and "
-    "results;\npeak: all memory; the last columns are of hand-written kernels, the "
-    "largest of each;\nspill: stored and loaded by a thread"
+    "moved: written by transposes and copies, and its share of all that is written;\n"
+    "temp: memory beside arguments and results; peak: all memory; the last columns\n"
+    "are of hand-written kernels, the largest of each: registers, bytes that a thread\n"
+    "stores and loads in spills, shared memory"
 )
 
 
@@ -229,7 +231,10 @@ def _label(row: Row) -> str:
 def _cells(facts: aot.Facts) -> Iterator[str]:
     memory, kernels = facts.memory, facts.kernels
     yield str(facts.num_launches)
-    for size in (facts.moved_bytes, memory.temporary, memory.peak):
+    yield f"{facts.moved_bytes / 1e6:.1f}"
+    written = facts.written_bytes
+    yield f"{facts.moved_bytes / written:.0%}" if written else ""
+    for size in (memory.temporary, memory.peak):
         yield f"{size / 1e6:.1f}"
     if kernels:
         yield str(max(kernel.registers for kernel in kernels))

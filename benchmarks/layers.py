@@ -9,12 +9,21 @@ from rich.console import Console
 
 import butterjax as bj
 from benchmarks import results, runs, workloads
-from benchmarks.environment import Environment
+from benchmarks.environment import Environment, memory_bytes
 from benchmarks.side_by_side import Candidate, measure_candidates
 from butterjax.numerics import tolerance
 
+# What a workload may take of the memory. Copies in float64, for the check, and what an
+# implementation needs for itself come on top.
+_SHARE_OF_MEMORY = 1 / 16
 
-def define_flags(*, batch: int, time_limit: float) -> None:
+
+def define_flags(
+    *,
+    batch: int,
+    time_limit: float,
+    layouts: Sequence[workloads.Layout] = ("feature_last",),
+) -> None:
     """Defines the flags that say how chains are measured, with these defaults."""
     flags.DEFINE_multi_integer(
         "batch", [batch], "Rows of x; may be given several times.", lower_bound=1
@@ -27,7 +36,7 @@ def define_flags(*, batch: int, time_limit: float) -> None:
     )
     flags.DEFINE_multi_enum(
         "layout",
-        ["feature_last"],
+        list(layouts),
         list(workloads.LAYOUTS),
         "feature_last for x of shape (batch, features), feature_first for the other.",
     )
@@ -48,6 +57,14 @@ def define_flags(*, batch: int, time_limit: float) -> None:
         time_limit,
         "Seconds to spend timing each chain in each direction.",
         lower_bound=0.0,
+    )
+    flags.DEFINE_integer(
+        "max_bytes",
+        None,
+        "Leave out what is larger: workloads by x, factors and y together, the dense "
+        "layer and the implementation that multiplies out by the dense matrix. The "
+        f"default is {_SHARE_OF_MEMORY:.0%} of the device's memory.",
+        lower_bound=1,
     )
     flags.DEFINE_integer("seed", 0, "Seed of the random input.", lower_bound=0)
 
@@ -70,18 +87,36 @@ def carry_out(
     """Measures chains as the flags say; see `benchmarks.runs.carry_out`."""
     environment = Environment.now()
     console.print(f"on {environment.device}", style="bold")
-    tasks = [task(workload, environment) for workload in planned(chains)]
+    limit = flags.FLAGS.max_bytes or int(memory_bytes() * _SHARE_OF_MEMORY)
+    todo = list(planned(chains))
+    fitting = [workload for workload in todo if workload.floor_bytes <= limit]
+    if len(fitting) < len(todo):
+        console.print(
+            f"{len(todo) - len(fitting)} of {len(todo)} workloads are left out: they "
+            f"take more than --max_bytes={limit}"
+        )
+    tasks = [task(workload, environment, max_bytes=limit) for workload in fitting]
     return runs.carry_out(tasks, results.Row, name, console)
 
 
 def task(
-    workload: workloads.Workload, environment: Environment
+    workload: workloads.Workload, environment: Environment, *, max_bytes: int
 ) -> runs.Task[results.Row]:
-    """Measures the dense layer and the implementations that the flags name."""
+    """Measures the dense layer and the implementations that the flags name.
+
+    Args:
+      workload: the case.
+      environment: of the run.
+      max_bytes: a dense matrix that is larger is not made.
+    """
     implementations = list(dict.fromkeys(flags.FLAGS.implementation))
+    has_dense_layer = workload.matrix_bytes <= max_bytes
+    if not has_dense_layer:
+        implementations = [name for name in implementations if name != "dense"]
+    layer = [workloads.DENSE_LAYER] if has_dense_layer else []
     keys = {
         name: results.key(environment, workload, name, None)
-        for name in (workloads.DENSE_LAYER, *implementations)
+        for name in (*layer, *implementations)
     }
 
     def run(wanted: Collection[results.Key]) -> list[results.Row]:
@@ -91,6 +126,7 @@ def task(
             environment=environment,
             seed=flags.FLAGS.seed,
             time_limit=flags.FLAGS.time_limit,
+            has_dense_layer=has_dense_layer,
         )
         # Where rows are added to a workload, its dense layer is only compared with.
         return [row for row in found if row.key in wanted]

@@ -45,6 +45,7 @@ class Measurement:
       device_peak_bytes: by how much a call raised the most that the device's memory
         ever held, above what it held before; None where no peak was set or known.
       moved_bytes: that transposes and copies write, by XLA's optimised HLO.
+      written_bytes: that all of the call writes, results and intermediates.
       moved_seconds: that the kernels of those took, median; None without a device's
         clock.
       joules: energy of the device for a call; None where none was metered.
@@ -61,6 +62,7 @@ class Measurement:
     peak_bytes: Bytes | None
     device_peak_bytes: Bytes | None
     moved_bytes: Bytes | None
+    written_bytes: Bytes | None
     moved_seconds: Seconds | None
     joules: Joules | None
 

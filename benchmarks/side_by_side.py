@@ -98,6 +98,7 @@ def measure_candidates(
                 peak_bytes=one.built.peak_bytes,
                 device_peak_bytes=one.device_peak_bytes,
                 moved_bytes=hlo.moved_bytes(one.launches),
+                written_bytes=hlo.written_bytes(one.launches),
                 moved_seconds=(
                     samples[name].seconds_in(hlo.moving_kernels(one.launches))
                     if clock.name == "cupti"

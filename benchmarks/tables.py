@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 import itertools
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
@@ -74,6 +75,58 @@ def compare(rows: Sequence[Row]) -> Table:
             )
         table.add_section()
     return table
+
+
+def overview(rows: Sequence[Row]) -> Table:
+    """How each implementation does over many workloads; a line each."""
+    fastest = {
+        group[0].workload: min(group, key=lambda row: row.median)
+        for group in by_workload(rows)
+    }
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="÷: median over the workloads; fastest: of all, the dense layer among "
+        "them; moved: share of the bytes written that transposes and copies write",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in (
+        "measured",
+        "fastest",
+        "÷ dense layer",
+        "÷ fastest",
+        "noisy",
+        "moved",
+    ):
+        table.add_column(heading, justify="right")
+    for direction in dict.fromkeys(row.workload.direction for row in rows):
+        table.add_row(direction, style="bold")
+        chosen = [row for row in rows if row.workload.direction == direction]
+        for name in dict.fromkeys(row.implementation for row in chosen):
+            mine = [row for row in chosen if row.implementation == name]
+            done = [(row, row.measured) for row in mine if row.measured]
+            table.add_row(
+                f"  {name}",
+                f"{len(done)} of {len(mine)}",
+                str(sum(fastest[row.workload] is row for row in mine)),
+                _median(
+                    m.ratio_to_dense_layer[1] for _, m in done if m.ratio_to_dense_layer
+                ),
+                _median(row.median / fastest[row.workload].median for row, _ in done),
+                str(sum(m.is_noisy for _, m in done)),
+                _median(
+                    m.moved_bytes / m.written_bytes
+                    for _, m in done
+                    if m.moved_bytes is not None and m.written_bytes
+                ),
+            )
+        table.add_section()
+    return table
+
+
+def _median(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.2f}" if known else ""
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -64,6 +64,12 @@ class Workload:
         """Bytes of the factors."""
         return jnp.dtype(self.dtype).itemsize * self.chain.num_weights
 
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of the matrix of a dense layer of the same size."""
+        size = self.chain.in_features * self.chain.out_features
+        return jnp.dtype(self.dtype).itemsize * size
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:

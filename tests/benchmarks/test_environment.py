@@ -1,4 +1,5 @@
 import subprocess
+import types
 
 import jax
 
@@ -25,6 +26,20 @@ def test_cache_of_a_cpu(tmp_path, monkeypatch):
 def test_cache_of_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert environment._cache_bytes() > 126 * 2**20 - 1
+
+
+def test_memory(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(environment, "_CGROUP_LIMIT", limit)
+    physical = environment.memory_bytes()
+    assert physical > 2**28
+    limit.write_text("max\n")
+    assert environment.memory_bytes() == physical
+    limit.write_text("4096\n")
+    assert environment.memory_bytes() == 4096
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert environment.memory_bytes() == 80
 
 
 def test_commit_tells_changes_apart(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ KERNEL = ptx.Kernel(
 
 
 def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
-    launch = hlo.Launch("kernel.1", "mosaic_gpu_v2", launches, moved_bytes)
+    launch = hlo.Launch("kernel.1", "mosaic_gpu_v2", launches, moved_bytes, 8_000_000)
     memory = aot.Memory(argument=8, output=8, temporary=2_500_000, peak=7_500_000)
     return aot.Facts((launch,), memory, kernels)
 
@@ -161,8 +161,10 @@ def test_tables():
     assert "…" not in text
     assert text.count("monarch:16x16/8/float32/feature_last/forward") == 2
     cells = [line.split() for line in text.splitlines()]
-    assert ["dense", "layer", "3", "6.0", "2.5", "7.5"] in cells
-    assert cells.count(["pallas", "1", "0.0", "2.5", "7.5", "40", "0", "128"]) == 2
+    assert ["dense", "layer", "3", "6.0", "25%", "2.5", "7.5"] in cells
+    assert (
+        cells.count(["pallas", "1", "0.0", "0%", "2.5", "7.5", "40", "0", "128"]) == 2
+    )
     assert ["elementwise:", "refused"] in cells
     assert ["bcsr:", "failed"] in cells
     text = shown(gpu_programs.instructions(rows))

@@ -28,6 +28,7 @@ def measurement(seconds=0.1, **changes):
         peak_bytes=4096,
         device_peak_bytes=None,
         moved_bytes=0,
+        written_bytes=1024,
         moved_seconds=None,
         joules=None,
     )

@@ -68,6 +68,7 @@ def test_transposes_are_counted():
         {"t": candidate}, reference=None, time_limit=0.0, seed=0, cache_bytes=None
     ).values()
     assert outcome.measured.moved_bytes == X.nbytes
+    assert outcome.measured.written_bytes == X.nbytes
 
 
 class DeviceClock:

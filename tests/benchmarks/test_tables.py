@@ -43,6 +43,15 @@ def test_summary():
     assert "in 1 of 2 workloads" in text
 
 
+def test_overview():
+    lines = printed(tables.overview(ROWS))
+    assert ["dense", "layer", "1", "of", "1", "0", "1.00", "4.00", "0", "0.00"] in lines
+    assert ["dense", "layer", "1", "of", "1", "1", "1.00", "1.00", "0", "0.00"] in lines
+    assert ["bmm", "1", "of", "1", "1", "0.25", "1.00", "0", "0.00"] in lines
+    assert ["bmm", "1", "of", "1", "0", "3.00", "3.00", "0", "0.00"] in lines
+    assert ["bcsr", "0", "of", "1", "0", "0"] in lines
+
+
 def test_noise_is_marked():
     noisy = dataclasses.replace(measurement(), seconds=(0.1, 0.2, 0.4), is_noisy=True)
     lines = printed(tables.compare([row(measured=noisy)]))
