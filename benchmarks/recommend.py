@@ -119,7 +119,7 @@ def table(found: Recommendation) -> Table:
             words.milliseconds(option.seconds),
             words.spread(option.ratio)
             if found.is_measured
-            else words.times(option.ratio[1]),
+            else words.number(option.ratio[1]),
             words.size(option.weight_bytes),
             words.size(option.peak_bytes),
             style="bold" if is_best else None,

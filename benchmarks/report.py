@@ -124,7 +124,7 @@ def wins(members: Sequence[Group]) -> Table:
             one.implementation,
             f"{one.num_wins} of {one.num_workloads}",
             str(one.num_ahead),
-            words.times(one.over_dense[1]) if one.over_dense else "–",
+            words.number(one.over_dense[1]) if one.over_dense else "–",
         )
     return table
 
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(wins(members))
     for change in comparison.regressions if comparison else ():
         factor = (
-            f", {words.times(change.factor)} times as long" if change.factor else ""
+            f", {words.number(change.factor)} times as long" if change.factor else ""
         )
         console.print(
             f"REGRESSION: {change.implementation}, {change.workload.name}: "

@@ -82,7 +82,7 @@ def _answer(chosen: planning.Recommendation) -> tuple[str, ...]:
         words.option(best),
         words.milliseconds(best.seconds),
         words.milliseconds(dense.seconds),
-        words.times(1 / best.ratio[1]),
+        words.number(1 / best.ratio[1]),
         f"{best.weight_bytes / dense.weight_bytes:.1%}",
         _share(best.peak_bytes, dense.peak_bytes),
     )
@@ -105,8 +105,8 @@ def changes(comparison: Comparison, baseline: str, threshold: float) -> Section:
     if comparison.dense_factor is not None:
         texts.append(
             "Times are compared in units of the dense layer beside them. It took "
-            f"{words.times(comparison.dense_factor)} times as long as in the baseline, "
-            "in the median."
+            f"{words.number(comparison.dense_factor)} times as long as in the baseline "
+            "(median)."
         )
     return Section(
         "baseline",
@@ -127,7 +127,7 @@ def changes(comparison: Comparison, baseline: str, threshold: float) -> Section:
 
 def _change_words(change: Change) -> tuple[str, ...]:
     what = change.kind if change.is_regression else f"{change.kind} (better)"
-    factor = words.times(change.factor) if change.factor else change.reason or "–"
+    factor = words.number(change.factor) if change.factor else change.reason or "–"
     configuration = "" if change.configuration == "null" else f" {change.configuration}"
     return (
         f"{change.workload.name}, {change.device}",

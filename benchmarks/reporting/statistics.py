@@ -202,12 +202,12 @@ def per_implementation(
 
 
 def rewritten_bytes(found: Sequence[Group]) -> dict[str, list[float]]:
-    """Bytes that transposes and copies write, per byte of x, the weights and y."""
+    """Share of all bytes written by a call that transposes and copies write."""
 
     def value(group: Group, measured: Measurement) -> float | None:
-        if measured.moved_bytes is None:
+        if measured.moved_bytes is None or not measured.written_bytes:
             return None
-        return measured.moved_bytes / group.workload.floor_bytes
+        return measured.moved_bytes / measured.written_bytes
 
     return per_implementation(found, value)
 

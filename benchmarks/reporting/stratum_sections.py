@@ -101,7 +101,7 @@ def _values(found: Sequence[Group], over: str) -> dict[str, list[float]]:
 
 def _alt_medians(label: str, values: Mapping[str, Sequence[float]]) -> str:
     medians = ", ".join(
-        f"{name} {words.times(standard.median(there))}"
+        f"{name} {words.number(standard.median(there))}"
         for name, there in values.items()
     )
     return f"Medians of the {label}: {medians}"
@@ -262,8 +262,8 @@ def _heat_maps(key: Stratum, found: Sequence[Group]) -> Section:
                     ),
                     f"{name}: medians over all a and d with blocks of b × c.",
                     f"Heat map of the {_OVER_DENSE} of {name} over block sizes, from "
-                    f"{words.times(min(medians.values()))} to "
-                    f"{words.times(medians[best])} at b = {best[0]}, c = {best[1]}",
+                    f"{words.number(min(medians.values()))} to "
+                    f"{words.number(medians[best])} at b = {best[0]}, c = {best[1]}",
                 )
             )
     if not pictures:
@@ -338,7 +338,7 @@ def _rewriting(key: Stratum, found: Sequence[Group]) -> Section:
     for what, label, values in (
         (
             "bytes",
-            "bytes that transposes and copies write, per byte of x, weights and y",
+            "share of the bytes written that transposes and copies write",
             statistics.rewritten_bytes(found),
         ),
         (
@@ -373,7 +373,7 @@ def _median_table(label: str, values: Mapping[str, Sequence[float]]) -> Table:
             (
                 name,
                 words.spread(statistics.quartiles(there)),
-                words.times(max(there)),
+                words.number(max(there)),
                 str(len(there)),
             )
             for name, there in values.items()
@@ -421,7 +421,7 @@ def _cell(group: Group, name: str, is_fastest: bool) -> str:
         return "failed" if row.failed else "refused"
     ratio = row.measured.ratio_to_dense_layer
     value = (
-        words.times(ratio[1])
+        words.number(ratio[1])
         if ratio
         else f"{words.milliseconds(row.measured.seconds[1])} ms"
     )

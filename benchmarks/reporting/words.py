@@ -9,21 +9,21 @@ from butterjax.planning import Option
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
+def number(value: float) -> str:
+    """Three digits, and all those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def milliseconds(seconds: float) -> str:
-    """Three digits of it."""
-    return f"{1e3 * seconds:.3g}"
-
-
-def times(factor: float) -> str:
-    """A ratio."""
-    return f"{factor:.0f}" if factor >= 100 else f"{factor:.3g}"
+    """A time, without its unit."""
+    return number(1e3 * seconds)
 
 
 def spread(values: Quartiles | None) -> str:
     """A median with its quartiles."""
     if values is None:
         return "–"
-    low, middle, high = map(times, values)
+    low, middle, high = map(number, values)
     return f"{middle} ({low}–{high})"
 
 

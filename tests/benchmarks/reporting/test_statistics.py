@@ -129,19 +129,23 @@ def test_work_and_bytes():
 
 
 def test_rewriting_and_energy():
-    least = 4 * (8 * 32 + 128)
+    dense = {"moved_bytes": 0, "written_bytes": 100, "joules": 10.0}
     rows = [
-        row(DENSE_LAYER, measured=measurement(1.0, moved_bytes=0, joules=10.0)),
+        row(DENSE_LAYER, measured=measurement(1.0, **dense)),
         row(
             "bmm",
             measured=measurement(
-                0.5, moved_bytes=2 * least, moved_seconds=0.2, joules=4.0
+                0.5,
+                moved_bytes=100,
+                written_bytes=400,
+                moved_seconds=0.2,
+                joules=4.0,
             ),
         ),
         row("einsum", measured=measurement(0.5, moved_bytes=None)),
     ]
     found = groups.groups(rows)
-    assert statistics.rewritten_bytes(found) == {DENSE_LAYER: [0.0], "bmm": [2.0]}
+    assert statistics.rewritten_bytes(found) == {DENSE_LAYER: [0.0], "bmm": [0.25]}
     assert statistics.rewriting_time(found) == {"bmm": [pytest.approx(0.4)]}
     assert statistics.energy(found) == {DENSE_LAYER: [1.0], "bmm": [0.4]}
     assert statistics.energy(groups.groups(rows[1:])) == {}
