@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from butterjax import implementations, planning
 from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
+from pallas_kernels.epilogue import ACTIVATIONS, Activation
 
 
 def butterfly(
@@ -18,18 +19,21 @@ def butterfly(
     factors: Sequence[ArrayLike],
     *,
     axis: int = -1,
+    bias: ArrayLike | None = None,
+    activation: Activation | None = None,
     implementation: str | None = None,
     precision: jax.lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Applies a chain of butterfly (Kronecker-sparse) factors: y = K₁K₂…K_L x.
+    """Applies a chain of butterfly factors: y = activation(K₁K₂…K_L x + bias).
 
-    Each factor of shape (a, b, c, d) maps x (a·c·d) to y (a·b·d) by
+    Each (Kronecker-sparse) factor of shape (a, b, c, d) maps x (a·c·d) to y (a·b·d) by
     y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k] (arXiv 2405.15013).
 
     x and the factors are promoted to one dtype, as in `jnp.matmul`. Products
     accumulate in float32 for 16-bit types, and are rounded to that dtype between
-    two factors.
+    two factors. The bias takes no part in the promotion: it is added, and the
+    activation applied, in the type that products accumulate in.
 
     Args:
       x: array with in_features = a·c·d of the last factor along `axis` and any batch
@@ -38,6 +42,8 @@ def butterfly(
         last one touches x first.
       axis: the feature axis of x and of the result. -1 is feature-last, as in Flax;
         0 is feature-first, batch last, a layout of its own and often the fast one.
+      bias: (out_features,), or None for none.
+      activation: "relu", "gelu" (the tanh form), "silu", or None for none.
       implementation: one of `butterjax.implementations.names()`; None takes the one
         that `butterjax.planning.choose` expects to be fastest.
       precision: as in `jax.lax.dot_general`.
@@ -48,8 +54,10 @@ def butterfly(
       `axis`.
 
     Raises:
-      ValueError: if sizes or ranks do not fit, or `implementation` is unknown.
-      TypeError: if a dtype is not supported.
+      ValueError: if sizes or ranks do not fit, or `implementation` or `activation` is
+        unknown.
+      TypeError: if a dtype is not supported, or an activation is asked of complex
+        numbers.
       NotImplementedError: if the named implementation does not support the case.
     """
     if hasattr(factors, "shape"):
@@ -79,12 +87,15 @@ def butterfly(
     out_dtype = dtype
     if preferred_element_type is not None:
         out_dtype = _check_dtype("preferred_element_type", preferred_element_type)
-        is_complex = functools.partial(jnp.issubdtype, arg2=jnp.complexfloating)
-        if is_complex(dtype) and not is_complex(out_dtype):
+        if _is_complex(dtype) and not _is_complex(out_dtype):
             raise TypeError(
                 f"butterfly: preferred_element_type={out_dtype.name} drops the "
                 f"imaginary part of operands of dtype {dtype.name}"
             )
+    if bias is not None:
+        bias = _check_bias(jnp.asarray(bias), chain.out_features, out_dtype)
+    if activation is not None:
+        _check_activation(activation, out_dtype)
     axis %= x.ndim
     if implementation is None:
         implementation = planning.choose(
@@ -96,7 +107,9 @@ def butterfly(
         implementations.get(implementation),
         x.astype(dtype),
         tuple(factor.astype(dtype) for factor in arrays),
+        bias,
         axis=axis,
+        activation=activation,
         precision=precision,
         out_dtype=out_dtype,
     )
@@ -113,17 +126,50 @@ def _check_dtype(what: str, dtype: DTypeLike) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+def _check_bias(bias: jax.Array, out_features: int, out_dtype: jnp.dtype) -> jax.Array:
+    if bias.shape != (out_features,):
+        raise ValueError(
+            f"butterfly: bias must have the shape (out_features,) = ({out_features},), "
+            f"got {bias.shape}"
+        )
+    dtype = _check_dtype("bias", bias.dtype)
+    if _is_complex(dtype) and not _is_complex(out_dtype):
+        raise TypeError(
+            f"butterfly: a bias of dtype {dtype.name} does not fit a result of dtype "
+            f"{out_dtype.name}"
+        )
+    return bias
+
+
+def _check_activation(activation: str, out_dtype: jnp.dtype) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"butterfly: activation must be None or one of {', '.join(ACTIVATIONS)}; "
+            f"got {activation!r}"
+        )
+    if _is_complex(out_dtype):
+        raise TypeError(
+            f"butterfly: activation={activation!r} is not defined for {out_dtype.name}"
+        )
+
+
+def _is_complex(dtype: DTypeLike) -> bool:
+    return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("implementation", "axis", "precision", "out_dtype"),
+    static_argnames=("implementation", "axis", "activation", "precision", "out_dtype"),
     inline=True,
 )
 def _apply(
-    implementation: implementations.Implementation,
+    implementation: implementations.FusedImplementation,
     x: jax.Array,
     factors: tuple[jax.Array, ...],
+    bias: jax.Array | None,
     *,
     axis: int,
+    activation: Activation | None,
     precision: jax.lax.PrecisionLike,
     out_dtype: jnp.dtype,
 ) -> jax.Array:
@@ -131,6 +177,8 @@ def _apply(
     apply = functools.partial(
         implementation,
         factors=factors,
+        bias=bias,
+        activation=activation,
         precision=precision,
         preferred_element_type=out_dtype,
     )

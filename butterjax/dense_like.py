@@ -66,17 +66,22 @@ def apply_layer(
     Returns:
       Array of shape (..., out_features).
     """
-    padding = Chain.of(factors).in_features - x.shape[-1]
-    if padding:
+    chain = Chain.of(factors)
+    if padding := chain.in_features - x.shape[-1]:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-    y = butterfly(
+    if bias is not None:
+        # As if it were added to the product, which widens the result.
+        result = preferred_element_type or jnp.result_type(x, *factors)
+        preferred_element_type = jnp.promote_types(result, bias.dtype)
+        bias = jnp.pad(bias, (0, chain.out_features - out_features))
+    return butterfly(
         x,
         factors,
+        bias=bias,
         implementation=implementation,
         precision=precision,
         preferred_element_type=preferred_element_type,
     )[..., :out_features]
-    return y if bias is None else y + bias
 
 
 def _balanced_size(n: int) -> int:

@@ -36,6 +36,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -44,9 +45,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, tiles
+from pallas_kernels import chain_plan, compat, pieces, tiles
+from pallas_kernels.chain_plan import Plan, Step, Types
+from pallas_kernels.epilogue import Activation, activate
 
-DTYPES = ("bfloat16", "float16")
+DTYPES = ("bfloat16", "float16", "float32")
 _MAX_BARRIERS = 32  # In one allocation.
 _SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 
@@ -61,6 +64,8 @@ class Config:
       m_warps: warps of a warpgroup along the batch, the rest along output features.
       stages: units whose x and weights are in flight or in use, per warpgroup.
       out_stages: slabs of y that may be on their way to HBM, per warpgroup.
+      shares: shares of the last factor's rows, applied and stored one after another
+        where y is stored from a buffer.
       ctas: CTAs to launch at most; each takes tiles until there are none left.
     """
 
@@ -69,6 +74,7 @@ class Config:
     m_warps: Literal[1, 2, 4] = 2
     stages: int = 2
     out_stages: int = 2
+    shares: int = 1
     ctas: int = 264
 
     def __post_init__(self) -> None:
@@ -101,6 +107,7 @@ class Config:
 
 _TILES: tuple[tuple[int, Literal[1, 2, 4]], ...] = ((64, 2), (64, 4), (32, 2), (16, 1))
 _CREWS = ((4, 4), (4, 2), (2, 2), (2, 1))  # Warpgroups and stages.
+_SHARES = (1, 2, 4)
 _MAX_SUMS = 64  # Registers per thread for a block's sums.
 
 
@@ -110,6 +117,8 @@ def default_config(
     batch: int,
     *,
     axis: Literal[0, -1] = -1,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    precision: jax.lax.PrecisionLike = None,
 ) -> Config:
     """A configuration that fits the chip, by rule and not by measurement.
 
@@ -122,36 +131,39 @@ def default_config(
       dtype: of x and the factors.
       batch: vectors in x.
       axis: the feature axis of x.
+      out_dtype: of the result; None for that of x.
+      precision: as in `chain`.
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why
         the smallest one does not.
     """
-    _check_dtype(dtype)
+    types = _types(dtype, out_dtype, precision)
+    _check_strides(shapes, types, batch, axis)
     fitting: list[Config] = []
     reason = None
     # A tile much larger than the batch only if no other fits.
     by_rows = sorted(_TILES, key=lambda tile: tile[0] > 16 and tile[0] >= 2 * batch)
-    for (rows, m_warps), (warpgroups, stages) in itertools.product(by_rows, _CREWS):
-        config = Config(
-            rows=rows, warpgroups=warpgroups, m_warps=m_warps, stages=stages
-        )
+    for (rows, m_warps), shares in itertools.product(by_rows, _SHARES):
+        tile = Config(rows=rows, m_warps=m_warps, shares=shares)
         try:
-            plan = _plan(shapes, config, axis)
+            plan = _plan(shapes, types, tile, axis)
         except NotImplementedError as error:
-            reason = error
+            reason = reason if shares > 1 else error
             continue
-        widest = max(factor.b for factor in plan.factors)
+        widest = max(step.num_rows for step in plan.steps)
         if rows * widest > _MAX_SUMS * 128 and rows > 16:
             continue
-        fetches_ahead = stages > 1
-        if (
-            fetches_ahead
-            and rows > 16
-            and 2 * (_smem_bytes(plan, config) + 1024) <= _SMEM_OF_TWO
-        ):
-            return config
-        fitting.append(dataclasses.replace(config, ctas=132))
+        for warpgroups, stages in _CREWS:
+            config = dataclasses.replace(tile, warpgroups=warpgroups, stages=stages)
+            try:
+                needed = _check_smem(plan, config)
+            except NotImplementedError as error:
+                reason = reason if shares > 1 else error
+                continue
+            if stages > 1 and rows > 16 and 2 * (needed + 1024) <= _SMEM_OF_TWO:
+                return config
+            fitting.append(dataclasses.replace(config, ctas=132))
     if not fitting:
         assert reason is not None
         raise reason
@@ -163,55 +175,74 @@ def chain(
     factors: Sequence[jax.Array],
     *,
     axis: Literal[0, -1] = -1,
+    bias: jax.Array | None = None,
+    activation: Activation | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
     config: Config | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    """Applies a chain of factors, y = K₁K₂…K_L x, in one launch.
+    """Applies a chain of factors, y = activation(K₁K₂…K_L x + bias), in one launch.
 
-    Products accumulate in float32 and are rounded to the dtype of x after each
-    factor. A block may be embedded in a larger one with zeros for weights, so a NaN
-    or an infinity in x may reach more outputs of its own vector than it would
-    otherwise; it never reaches another vector.
+    Products accumulate in float32 and are rounded to the dtype of x after each factor;
+    after the last one the bias is added and the activation applied before that.
+    float32 is multiplied as sums of bfloat16 pieces (`pallas_kernels.pieces`), so an
+    infinity becomes NaN. A block may be embedded in a larger one with zeros for
+    weights, so a NaN or an infinity in x may reach more outputs of its own vector than
+    it would otherwise; it never reaches another vector.
 
     Args:
-      x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; bfloat16 or float16.
+      x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; bfloat16, float16 or
+        float32.
       factors: arrays (a, b, c, d) of the dtype of x, in the order of the matrix
         product: the last one touches x first.
       axis: the feature axis of x and of the result.
+      bias: (n_out,) or None; taken as float32.
+      activation: see `pallas_kernels.epilogue.activate`.
+      out_dtype: of the result, one of those of x; None for that of x.
       config: None for `default_config`.
-      precision: as in `jax.lax.dot_general`; products of 16-bit numbers are exact in
-        float32, so all choices are the same.
+      precision: as in `jax.lax.dot_general`. Products of 16-bit numbers are exact in
+        float32. For float32 the default is three products of pieces, which keep 2⁻¹⁶,
+        more than TF32; "highest" is six, as exact as float32.
 
     Returns:
-      (batch, n_out) or (n_out, batch), of the dtype of x.
+      (batch, n_out) or (n_out, batch), of `out_dtype`.
 
     Raises:
       NotImplementedError: if the kernel does not support the dtype, or the sizes; and
         later, when it is lowered, if that is not for an NVIDIA GPU.
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
-    del precision
     shapes = tuple(tuple(map(int, factor.shape)) for factor in factors)
     batch = _check(x, factors, shapes, axis)
-    _check_dtype(x.dtype)
+    types = _types(x.dtype, out_dtype, precision)
     n_out = math.prod(shapes[0]) // shapes[0][2]
-    if batch == 0:
-        return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), x.dtype)
-    stride = x.shape[1]
-    if stride % 8 or (axis == -1 and n_out % 8):
-        raise NotImplementedError(
-            "chain: TMA needs rows of whole 16 bytes, so the last axis of x and of the "
-            f"result must be a multiple of 8 for {x.dtype.name}; got x of shape "
-            f"{x.shape} and {n_out} output features"
+    if bias is not None and bias.shape != (n_out,):
+        raise ValueError(
+            f"chain: bias must have the shape ({n_out},), got {bias.shape}"
         )
+    if batch == 0:
+        return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), types.y)
+    _check_strides(shapes, types, batch, axis)
     if config is None:
-        config = default_config(shapes, x.dtype, batch, axis=axis)
-    plan = _plan(shapes, config, axis)
+        config = default_config(
+            shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
+        )
+    plan = _plan(shapes, types, config, axis)
+    _check_smem(plan, config)
     blocks = [
-        _blocks(factor, embedded)
+        _blocks(factor, embedded, types.pieces)
         for factor, embedded in zip(factors, plan.factors, strict=True)
     ]
-    return _launch(compat.gpu_only(x), blocks, plan, config, axis, batch)
+    return _launch(
+        compat.gpu_only(x),
+        blocks,
+        None if bias is None else _bias_blocks(bias, plan.factors[0]),
+        activation,
+        plan,
+        config,
+        axis,
+        batch,
+    )
 
 
 def _check(
@@ -246,37 +277,73 @@ def _check(
     return int(x.shape[1 + axis])
 
 
-def _check_dtype(dtype: jax.typing.DTypeLike) -> None:
-    name = jnp.dtype(dtype).name
-    if name not in DTYPES:
-        raise NotImplementedError(
-            f"chain: the dtype must be one of {', '.join(DTYPES)}; got {name}"
-        )
+def _types(
+    dtype: jax.typing.DTypeLike,
+    out_dtype: jax.typing.DTypeLike | None,
+    precision: jax.lax.PrecisionLike,
+) -> Types:
+    x = jnp.dtype(dtype).name
+    y = x if out_dtype is None else jnp.dtype(out_dtype).name
+    for what, name in (("the dtype", x), ("out_dtype", y)):
+        if name not in DTYPES:
+            raise NotImplementedError(
+                f"chain: {what} must be one of {', '.join(DTYPES)}; got {name}"
+            )
+    return Types(x, y, pieces.count(x, precision))
 
 
-def _smem_bytes(plan: tiles.Plan, config: Config) -> int:
-    return plan.smem_bytes(
+def _check_strides(
+    shapes: Sequence[Sequence[int]], types: Types, batch: int, axis: Literal[0, -1]
+) -> None:
+    """TMA takes rows of whole 16 bytes."""
+    (a, b, _, d), (a_in, _, c_in, d_in) = shapes[0], shapes[-1]
+    for what, features, num_bytes in (
+        ("x", a_in * c_in * d_in, types.x_bytes),
+        ("the result", a * b * d, types.y_bytes),
+    ):
+        length = features if axis == -1 else batch
+        if length * num_bytes % 16:
+            raise NotImplementedError(
+                f"chain: TMA takes rows of whole 16 bytes, but the last axis of {what} "
+                f"is {length} numbers of {num_bytes} bytes long"
+            )
+
+
+def _plan(
+    shapes: Sequence[Sequence[int]],
+    types: Types,
+    config: Config,
+    axis: Literal[0, -1],
+) -> Plan:
+    return chain_plan.plan(
+        shapes,
+        types,
+        rows=config.rows,
+        mma=config.mma,
+        batch_first=axis == -1,
+        shares=config.shares,
+    )
+
+
+def _check_smem(plan: Plan, config: Config) -> int:
+    """Bytes of shared memory of one CTA."""
+    needed = plan.smem_bytes(
         config.rows,
         warpgroups=config.warpgroups,
         stages=config.stages,
         out_stages=config.out_stages,
     )
-
-
-def _plan(
-    shapes: Sequence[Sequence[int]], config: Config, axis: Literal[0, -1]
-) -> tiles.Plan:
-    plan = tiles.plan(shapes, rows=config.rows, mma=config.mma, batch_first=axis == -1)
-    if (needed := _smem_bytes(plan, config)) > tiles.SMEM_BYTES:
+    if needed > tiles.SMEM_BYTES:
+        factors = [(f.a, f.b, f.c, f.d) for f in plan.factors]
         raise NotImplementedError(
-            f"chain: the patterns {[tuple(shape) for shape in shapes]} need {needed:,} "
-            f"bytes of shared memory with {config}, more than {tiles.SMEM_BYTES:,}"
+            f"chain: {factors} need {needed:,} bytes of shared memory with {config}, "
+            f"more than {tiles.SMEM_BYTES:,}"
         )
-    return plan
+    return needed
 
 
-def _blocks(factor: jax.Array, embedded: tiles.Factor) -> jax.Array:
-    """The blocks of a factor as (a·d, b, c), embedded in larger ones."""
+def _blocks(factor: jax.Array, embedded: tiles.Factor, num_pieces: int) -> jax.Array:
+    """Pieces of a factor's blocks, (a·d, pieces, b, c), embedded in larger ones."""
     a, b, c, d = factor.shape
     u, v = embedded.merged_a, embedded.merged_d
     w = factor.reshape(a // u, u, b, c, v, d // v)
@@ -286,19 +353,30 @@ def _blocks(factor: jax.Array, embedded: tiles.Factor) -> jax.Array:
         same_v = jnp.eye(v, dtype=bool)[None, None, :, None, None, :]
         # (…, u, b, v, u', c, v'): a selection, so that no NaN spreads.
         w = jnp.where(same_u & same_v, w[:, :, :, :, :, None, :, None], 0)
-    return w.reshape(embedded.num_blocks, embedded.b, embedded.c)
+    w = w.reshape(embedded.num_blocks, 1, embedded.b, embedded.c)
+    if num_pieces == 1:
+        return w
+    return jnp.concatenate(pieces.split(w, num_pieces), axis=1)
+
+
+def _bias_blocks(bias: jax.Array, last: tiles.Factor) -> jax.Array:
+    """The bias of each block's rows, (a·d, b)."""
+    blocks = bias.astype(jnp.float32).reshape(last.a, last.b, last.d)
+    return blocks.swapaxes(1, 2).reshape(last.num_blocks, last.b)
 
 
 def _launch(
     x: jax.Array,
     blocks: Sequence[jax.Array],
-    plan: tiles.Plan,
+    bias: jax.Array | None,
+    activation: Activation | None,
+    plan: Plan,
     config: Config,
     axis: Literal[0, -1],
     batch: int,
 ) -> jax.Array:
-    """Calls the kernel on weights of shape (a·d, b, c)."""
-    dtype, rows = x.dtype, config.rows
+    """Calls the kernel on weights (a·d, pieces, b, c) and a bias (a·d, b)."""
+    types, rows = plan.types, config.rows
     last, first = plan.factors[0], plan.factors[-1]
     n_out = last.a * last.b * last.d
     y_shape: tuple[int, ...] = (batch, n_out)
@@ -309,34 +387,36 @@ def _launch(
     ctas = min(config.ctas, num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(count: int, features: int) -> Any:
+    def slab(count: int, features: int, dtype: str) -> Any:
         shape = (rows, features) if axis == -1 else (features, rows)
         return plgpu.SMEM((config.warpgroups * count, *shape), dtype)
 
-    def scratch(step: tiles.Step) -> dict[str, Any]:
+    def scratch(step: Step) -> dict[str, Any]:
         refs = {}
         if step.slab_in:
-            refs["slab_in"] = slab(config.stages, step.slab_in)
+            refs["slab_in"] = slab(config.stages, step.slab_in, types.x)
         if step.slab_out:
-            refs["slab_out"] = slab(config.out_stages, step.slab_out)
-        if step.factor is not None:
-            block = plan.factors[step.factor]
-            refs["weights"] = plgpu.SMEM((lanes, block.b, block.c), dtype)
+            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y)
+        if step.kind == "multiply":
+            shape = (types.pieces, step.num_rows, plan.factors[step.factor].c)
+            refs["weights"] = plgpu.SMEM((lanes, *shape), types.operand)
         if refs.keys() & {"slab_in", "weights"}:
             copies = len(refs.keys() & {"slab_in", "weights"})
             refs["loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         return refs
 
     def body(x_ref: Any, *refs: Any) -> None:
-        *block_refs, y_ref, buffers, steps, phase = refs
+        *inputs, y_ref, buffers, steps, phase = refs
         _Kernel(
             plan,
             config,
+            activation,
             axis,
             num_tiles,
             ctas,
             x_ref,
-            block_refs,
+            inputs[: len(blocks)],
+            inputs[len(blocks)] if bias is not None else None,
             y_ref,
             buffers,
             steps,
@@ -345,9 +425,9 @@ def _launch(
 
     y = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct(y_shape, dtype),
+        out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
-            [plgpu.SMEM(buffer.shape, dtype) for buffer in plan.buffers],
+            [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
         ],
@@ -358,7 +438,7 @@ def _launch(
         grid_names=("cta",),
         num_threads=config.warpgroups,
         thread_name="wg",
-    )(x, *blocks)
+    )(x, *blocks, *([] if bias is None else [bias]))
     return y if axis == -1 else y.reshape(n_out, batch)
 
 
@@ -366,13 +446,15 @@ def _launch(
 class _Kernel:
     """What the kernel's functions share while they are traced; refs are Pallas refs."""
 
-    plan: tiles.Plan
+    plan: Plan
     config: Config
+    activation: Activation | None
     axis: int
     num_tiles: int
     ctas: int
     x: Any
     blocks: Sequence[Any]
+    bias: Any
     y: Any
     buffers: Sequence[Any]
     scratch: Sequence[dict[str, Any]]
@@ -403,15 +485,15 @@ class _Kernel:
         plgpu.barrier_arrive(self.phase)
         plgpu.barrier_wait(self.phase)
 
-    def turns(self, step: tiles.Step) -> int:
+    def turns(self, step: Step) -> int:
         """Units of a tile for each warpgroup, the last perhaps idle."""
         return pl.cdiv(step.units, self.config.warpgroups)
 
-    def unit_of(self, step: tiles.Step, turn: jax.Array) -> jax.Array:
+    def unit_of(self, step: Step, turn: jax.Array) -> jax.Array:
         return turn * self.config.warpgroups + jax.lax.axis_index("wg")
 
     def when_busy(
-        self, step: tiles.Step, unit: jax.Array, action: Callable[[], None]
+        self, step: Step, unit: jax.Array, action: Callable[[], None]
     ) -> None:
         """Runs `action` unless this warpgroup has no such unit."""
         if step.units % self.config.warpgroups:
@@ -431,7 +513,7 @@ class _Kernel:
     def tile_of(self, turn: jax.Array) -> jax.Array:
         return jax.lax.axis_index("cta") + turn * self.ctas
 
-    def fetch(self, index: int, step: tiles.Step, serial: jax.Array) -> None:
+    def fetch(self, index: int, step: Step, serial: jax.Array) -> None:
         """Starts the copies that unit number `serial`, counted over tiles, needs."""
         refs = self.scratch[index]
         if "loaded" not in refs:
@@ -444,26 +526,41 @@ class _Kernel:
         def copy() -> None:
             loaded = refs["loaded"].at[at]
             if step.slab_in:
-                source = self.hbm(self.x, step, unit, self.rows_of(tile), step.slab_in)
+                source = self.part_of_x(step, unit, self.rows_of(tile))
                 plgpu.copy_gmem_to_smem(source, refs["slab_in"].at[at], loaded)
-            if step.factor is not None:
-                source = self.blocks[step.factor].at[unit]
+            if step.kind == "multiply":
+                rows = pl.ds(step.first_row, step.num_rows)
+                source = self.blocks[step.factor].at[unit, :, rows]
                 plgpu.copy_gmem_to_smem(source, refs["weights"].at[at], loaded)
 
         pl.when(tile < self.num_tiles)(lambda: self.when_busy(step, unit, copy))
 
-    def hbm(
-        self, ref: Any, step: tiles.Step, unit: jax.Array, rows: Any, features: int
-    ) -> Any:
-        """What a unit reads of x or writes of y: (rows, features) or the transpose."""
+    def part_of_x(self, step: Step, unit: jax.Array, rows: Any) -> Any:
+        """What a unit reads of x: (rows, features) or the transpose."""
         if self.axis == -1:
-            start = pl.multiple_of(unit * features, features)
-            return ref.at[rows, pl.ds(start, features)]
-        assert step.factor is not None
-        d = self.plan.factors[step.factor].d
-        return ref.at[jax.lax.div(unit, d), :, jax.lax.rem(unit, d), rows]
+            start = pl.multiple_of(unit * step.slab_in, step.slab_in)
+            return self.x.at[rows, pl.ds(start, step.slab_in)]
+        i, k = self.block_of(step, unit)
+        return self.x.at[i, :, k, rows]
 
-    def apply(self, index: int, step: tiles.Step, turn: jax.Array) -> None:
+    def part_of_y(self, step: Step, unit: jax.Array, rows: Any) -> Any:
+        """What a unit writes of y: (rows, features) or the transpose."""
+        size = step.slab_out
+        if self.axis == 0:
+            i, k = self.block_of(step, unit)
+            return self.y.at[i, pl.ds(step.first_row, size), k, rows]
+        b = self.plan.factors[step.factor].b
+        if step.num_rows < b:  # A run of d features is one row of the blocks.
+            unit += jax.lax.div(unit, step.num_rows) * (b - step.num_rows)
+            unit += step.first_row
+        return self.y.at[rows, pl.ds(pl.multiple_of(unit * size, size), size)]
+
+    def block_of(self, step: Step, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Which block (i, k) of the step's factor a unit is."""
+        d = self.plan.factors[step.factor].d
+        return jax.lax.div(unit, d), jax.lax.rem(unit, d)
+
+    def apply(self, index: int, step: Step, turn: jax.Array) -> None:
         """Runs one step on the tile of a turn."""
         per_tile = self.turns(step)
         rows = self.rows_of(self.tile_of(turn))
@@ -482,7 +579,7 @@ class _Kernel:
     def apply_unit(
         self,
         index: int,
-        step: tiles.Step,
+        step: Step,
         unit: jax.Array,
         serial: jax.Array,
         rows: Any,
@@ -497,90 +594,154 @@ class _Kernel:
             # The slab's last journey has to be over before it is written again.
             plgpu.wait_smem_to_gmem(self.config.out_stages - 1, wait_read_only=True)
             out = refs["slab_out"].at[self.stage(serial, self.config.out_stages)]
-        if step.factor is None:
-            self.transpose(
-                step, unit, refs["slab_in"].at[at] if out is None else None, out
-            )
-        else:
-            self.multiply(step, unit, refs, at, out)
+        match step.kind:
+            case "load":
+                self.load(step, unit, refs["slab_in"].at[at])
+            case "multiply":
+                self.multiply(step, unit, refs, at, out)
+            case "store":
+                self.store(step, unit, out)
         # TMA may read what was just written, and overwrite what was just read.
         plgpu.commit_smem()
         if out is not None:
-            target = self.hbm(self.y, step, unit, rows, step.slab_out)
-            plgpu.copy_smem_to_gmem(out, target)
+            plgpu.copy_smem_to_gmem(out, self.part_of_y(step, unit, rows))
 
-    def transpose(
-        self, step: tiles.Step, unit: jax.Array, source: Any, out: Any
-    ) -> None:
-        """Moves a run of features between a batch-first slab and a buffer."""
-        acc = self.layout("ACC")
-        if out is None:
-            assert step.target is not None
-            run = self.run_of(step.target, unit)
-            run[...] = plgpu.load(source, layout=acc, optimized=False)
-        else:
-            assert step.source is not None
-            run = self.run_of(step.source, unit)
-            out[...] = plgpu.load(run, layout=acc, optimized=False)
+    def load(self, step: Step, unit: jax.Array, slab: Any) -> None:
+        """Brings a run of features of x, or a block's, from a slab into a buffer."""
+        assert step.target is not None
+        tile = plgpu.load(slab, layout=self.moved(slab), optimized=False)
+        parts = self.run_of(step, step.target, unit, step.slab_in)
+        self.write(step.target, parts, tile)
+
+    def store(self, step: Step, unit: jax.Array, slab: Any) -> None:
+        """Brings a run of features of y, or a block's, from a buffer into a slab."""
+        assert step.source is not None
+        layout = self.moved(slab)
+        parts = [
+            plgpu.load(part, layout=layout, optimized=False)
+            for part in self.run_of(step, step.source, unit, step.slab_out)
+        ]
+        if len(parts) > 1:  # The smallest first.
+            wide = [part.astype(jnp.float32) for part in reversed(parts)]
+            parts = [functools.reduce(operator.add, wide)]
+        slab[...] = parts[0].astype(self.plan.types.y)
 
     def multiply(
-        self, step: tiles.Step, unit: jax.Array, refs: dict[str, Any], at: Any, out: Any
+        self, step: Step, unit: jax.Array, refs: dict[str, Any], at: Any, out: Any
     ) -> None:
         """One block of a factor: (rows × c) by (c × b)."""
-        assert step.factor is not None
-        factor = self.plan.factors[step.factor]
-        i, k = jax.lax.div(unit, factor.d), jax.lax.rem(unit, factor.d)
+        factor, types = self.plan.factors[step.factor], self.plan.types
+        i, k = self.block_of(step, unit)
+        sources: list[list[Any]]  # Of each piece, the parts along c.
         if step.source is None:
             slab = refs["slab_in"].at[at]
-            sources = [slab if self.axis == -1 else slab.T]
+            sources = [[slab.T if self.axis == -1 else slab]]
         else:
             sources = self.block(step.source, factor, factor.c, i, k)
+        targets: list[list[Any]]
         if out is not None:
-            targets = [out if self.axis == -1 else out.T]
+            targets = [[out.T if self.axis == -1 else out]]
         else:
             assert step.target is not None
-            targets = self.block(step.target, factor, factor.b, i, k)
+            targets = self.block(step.target, factor, step.num_rows, i, k)
         load = functools.partial(plgpu.load, optimized=False)
-        parts = [load(source, layout=self.layout("LHS")) for source in sources]
-        length, depth = factor.b // len(targets), factor.c // len(sources)
-        for n, target in enumerate(targets):
-            sums = plgpu.layout_cast(
-                jnp.zeros((self.config.rows, length), jnp.float32), self.layout("ACC")
-            )
-            for m, part in enumerate(parts):
-                weights = refs["weights"].at[
-                    at, pl.ds(n * length, length), pl.ds(m * depth, depth)
-                ]
-                sums = plgpu.mma(sums, part, load(weights.T, layout=self.layout("RHS")))
-            target[...] = sums.astype(self.x.dtype)
+        tiles_of_x = [
+            [load(part.T, layout=self.layout("LHS")) for part in piece]
+            for piece in sources
+        ]
+        length = step.num_rows // len(targets[0])
+        depth = factor.c // len(sources[0])
+        for n in range(len(targets[0])):
+            first_row = n * length
+            sums = self.initial(step, unit, step.first_row + first_row, length)
+            for x_piece, w_piece in pieces.products(types.pieces):
+                for m, tile in enumerate(tiles_of_x[x_piece]):
+                    weights = refs["weights"].at[
+                        at, w_piece, pl.ds(first_row, length), pl.ds(m * depth, depth)
+                    ]
+                    weights = load(weights.T, layout=self.layout("RHS"))
+                    sums = plgpu.mma(sums, tile, weights)
+            if step.factor == 0:
+                sums = activate(sums, self.activation)
+            if out is not None:
+                targets[0][0].T[...] = sums.astype(types.y)
+            else:
+                self.write(step.target, [piece[n].T for piece in targets], sums)
+
+    def initial(
+        self, step: Step, unit: jax.Array, first_row: int, length: int
+    ) -> jax.Array:
+        """What the sums of (rows × length) products start from."""
+        shape, layout = (self.config.rows, length), self.layout("ACC")
+        if step.factor > 0 or self.bias is None:
+            return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+        bias = plgpu.load(
+            self.bias.at[unit, pl.ds(first_row, length)],
+            layout=layout.reduce(0),
+            optimized=False,
+        )
+        return plgpu.layout_cast(jax.lax.broadcast_in_dim(bias, shape, (1,)), layout)
+
+    def write(self, buffer: int | None, parts: Sequence[Any], tile: jax.Array) -> None:
+        """Writes numbers into a buffer, or each piece of them into its part."""
+        assert buffer is not None
+        if len(parts) == 1:
+            parts[0][...] = tile.astype(self.plan.buffers[buffer].dtype)
+            return
+        for part, piece in zip(parts, pieces.split(tile, len(parts)), strict=True):
+            part[...] = piece
 
     def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
         """How an operand of an mma is spread over a warpgroup's registers."""
         layout = getattr(plgpu.Layout, f"MMA_{operand}")
-        return layout(self.x.dtype, m_warps=self.config.m_warps)
+        return layout(jnp.dtype(self.plan.types.operand), m_warps=self.config.m_warps)
+
+    def moved(self, slab: Any) -> Any:
+        """How a slab that is only moved is spread over a warpgroup's registers."""
+        tile = chain_plan.move_tile(*slab.shape)
+        assert tile is not None
+        return plgpu.Layout.MMA_ACC(jnp.bfloat16, m_warps=tile.m_warps)
 
     def block(
         self, buffer: int, factor: tiles.Factor, length: int, i: jax.Array, k: jax.Array
-    ) -> list[Any]:
-        """Block (i, k) of a factor in a buffer, as pieces of shape (rows, features)."""
+    ) -> list[list[Any]]:
+        """Block (i, k) of a factor in a buffer.
+
+        Returns:
+          For each piece of the numbers, the parts of shape (features, rows) that the
+          block is cut into.
+        """
         layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
         rows = pl.ds(0, self.config.rows)
         if layout.has_columns(factor):
             q, r = jax.lax.div(k, layout.inner), jax.lax.rem(k, layout.inner)
-            return [ref.at[pl.ds(i * length, length), q, r, rows].T]
-        # The neighbour's blocks cut this one's features into pieces.
-        pieces = length // layout.middle
+            return [
+                [ref.at[piece, pl.ds(i * length, length), q, r, rows]]
+                for piece in range(layout.pieces)
+            ]
+        # The neighbour's blocks cut this one's features into parts.
+        parts = layout.num_parts(factor, length)
         return [
-            ref.at[i * pieces + piece, pl.ds(0, layout.middle), k, rows].T
-            for piece in range(pieces)
+            [
+                ref.at[piece, i * parts + part, pl.ds(0, layout.middle), k, rows]
+                for part in range(parts)
+            ]
+            for piece in range(layout.pieces)
         ]
 
-    def run_of(self, buffer: int, unit: jax.Array) -> Any:
-        """Run number `unit` of contiguous features of a buffer as (rows, run)."""
-        layout = self.plan.buffers[buffer]
+    def run_of(self, step: Step, buffer: int, unit: jax.Array, run: int) -> list[Any]:
+        """What a unit moves, in a buffer: for each piece of the numbers a part.
+
+        Of shape (rows, run) where the batch comes first, or (features, rows).
+        """
+        if self.axis == 0:
+            i, k = self.block_of(step, unit)
+            factor = self.plan.factors[step.factor]
+            return [part for (part,) in self.block(buffer, factor, run, i, k)]
+        layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
+        at: tuple[Any, ...] = (unit, pl.ds(0, run), 0)
+        if layout.inner > 1:
+            p, q = jax.lax.div(unit, layout.middle), jax.lax.rem(unit, layout.middle)
+            at = (p, q, pl.ds(0, run))
         rows = pl.ds(0, self.config.rows)
-        ref = self.buffers[buffer]
-        if layout.inner == 1:
-            return ref.at[unit, pl.ds(0, layout.middle), 0, rows].T
-        p, q = jax.lax.div(unit, layout.middle), jax.lax.rem(unit, layout.middle)
-        return ref.at[p, q, pl.ds(0, layout.inner), rows].T
+        return [ref.at[piece, *at, rows].T for piece in range(layout.pieces)]

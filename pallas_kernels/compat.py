@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from jax._src import config as _config
+from jax._src.lax.lax import canonicalize_precision as _canonicalize_precision
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -26,6 +27,18 @@ def _lower(ctx: mlir.LoweringRuleContext, x: Any) -> list[Any]:
 
 
 mlir.register_lowering(_gpu_only_p, _lower)
+
+
+def canonicalize_precision(precision: jax.lax.PrecisionLike) -> Any:
+    """The precision for both operands as a pair, with the default of JAX's config.
+
+    Returns:
+      A pair of `jax.lax.Precision`, a `jax.lax.DotAlgorithm` or preset, or None.
+
+    Raises:
+      ValueError: if it is none of what `jax.lax.dot_general` takes.
+    """
+    return _canonicalize_precision(precision)
 
 
 def gpu_only(x: jax.Array) -> jax.Array:

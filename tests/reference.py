@@ -55,6 +55,17 @@ def apply(x, factors: Sequence) -> np.ndarray:
     return wide(x) @ dense(factors).T
 
 
+def activate(y: np.ndarray, activation: str | None) -> np.ndarray:
+    """max(y, 0), the tanh form of y·Φ(y), y / (1 + exp(-y)), or y itself."""
+    gelu_argument = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
+    return {
+        None: y,
+        "relu": np.maximum(y, 0),
+        "gelu": y * (1 + np.tanh(gelu_argument)) / 2,
+        "silu": y / (1 + np.exp(-y)),
+    }[activation]
+
+
 def gradients(x, factors: Sequence, dy) -> tuple[np.ndarray, list[np.ndarray]]:
     """Gradients of Σ y·dy in x (batch, in_features) and in each factor.
 

@@ -120,6 +120,55 @@ def test_factor_errors(factors, error, message):
         bj.butterfly(np.ones((2, 12), np.int32), factors)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kwargs", "error", "message"),
+    [
+        (
+            "float32",
+            {"bias": np.ones(3)},
+            ValueError,
+            r"bias must have the shape .* = \(20,\), got \(3,\)",
+        ),
+        (
+            "float32",
+            {"bias": np.ones(20, np.int32)},
+            TypeError,
+            "dtype of bias must be one of .*; got int32",
+        ),
+        (
+            "float32",
+            {"bias": np.ones(20, np.complex64)},
+            TypeError,
+            "bias of dtype complex64 does not fit a result of dtype float32",
+        ),
+        (
+            "float32",
+            {"activation": "tanh"},
+            ValueError,
+            "activation must be None or one of relu, gelu, silu; got 'tanh'",
+        ),
+        (
+            "complex64",
+            {"activation": "relu"},
+            TypeError,
+            "activation='relu' is not defined for complex64",
+        ),
+    ],
+)
+def test_epilogue_errors(dtype, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        bj.butterfly(np.ones((2, 12), dtype), FACTORS, **kwargs)
+
+
+def test_bias_takes_no_part_in_the_promotion():
+    x, factor = np.ones((1, 2), "bfloat16"), np.ones((1, 1, 2, 1), "bfloat16")
+    bias = np.array([2.0**-10], "float32")
+    assert bj.butterfly(x, [factor], bias=bias).dtype == "bfloat16"
+    y = bj.butterfly(x, [factor], bias=bias, preferred_element_type="float32")
+    assert y.dtype == "float32"
+    assert y.item() == 2 + 2**-10
+
+
 def test_default_differs_from_none_of_the_named_ones():
     x = reference.draw((3, 12))
     for axis, operand in [(-1, x), (0, x.T)]:

@@ -174,6 +174,20 @@ def test_empty_batch(name, axis):
 
 @every_implementation
 @both_layouts
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_bias_and_activation(name, axis, activation):
+    x = reference.draw((5, HALF.in_features))
+    factors = reference.draw_factors(HALF)
+    bias = reference.draw((HALF.out_features,), seed=7)
+    function = call(name, axis, bias=bias, activation=activation, precision="highest")
+    y = jax.jit(function)(x, factors)
+    sums = reference.apply(x, factors) + reference.wide(bias)
+    expected = reference.activate(sums, activation)
+    assert reference.relative_error(y, expected) < tolerance("float32", len(HALF))
+
+
+@every_implementation
+@both_layouts
 def test_16_bit_sums_accumulate_in_float32(name, axis):
     # A sum of 64 · 1/64 after 256: bfloat16 sums would stick at 256.
     factor = jnp.ones((1, 1, 64, 1), "bfloat16")

@@ -1,53 +1,19 @@
 """`pallas_chain`: one GPU kernel per chain, intermediates in shared memory."""
 
-import functools
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from butterjax.implementations.einsum import einsum
-from butterjax.implementations.registry import FeatureAxis, register
+from butterjax.factors import fuse
+from butterjax.implementations.launches import plan_launches
+from butterjax.implementations.registry import FeatureAxis, register_fused
+from butterjax.implementations.xla_gradients import with_xla_gradients
+from butterjax.pattern import Chain
 from pallas_kernels.chain import chain
+from pallas_kernels.epilogue import Activation
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _apply(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-) -> jax.Array:
-    return chain(x, factors, axis=axis, precision=precision)
-
-
-def _forward(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-) -> tuple[jax.Array, Any]:
-    # Intermediates never leave the chip: the backward pass computes them again.
-    return _apply(x, factors, axis, precision), (x, factors)
-
-
-def _backward(
-    axis: FeatureAxis, precision: jax.lax.PrecisionLike, saved: Any, dy: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    x, factors = saved
-    formula = functools.partial(
-        einsum, axis=axis, precision=precision, preferred_element_type=x.dtype
-    )
-    _, pull_back = jax.vjp(formula, x, factors)
-    dx, dfactors = pull_back(dy)
-    return dx, dfactors
-
-
-_apply.defvjp(_forward, _backward)
-
-
-@register("pallas_chain")
+@register_fused("pallas_chain")
+@with_xla_gradients
 def pallas_chain(
     x: jax.Array,
     factors: tuple[jax.Array, ...],
@@ -55,14 +21,35 @@ def pallas_chain(
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
+    bias: jax.Array | None,
+    activation: Activation | None,
 ) -> jax.Array:
     """All factors in one launch of `pallas_kernels.chain`; the gradient by `einsum`.
 
-    For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
+    Neighbours with small blocks are multiplied out first, and a chain that does not fit
+    in shared memory takes several launches: `plan_launches` tells which. For NVIDIA
+    GPUs from Hopper on. Reverse-mode derivatives only.
     """
-    if jnp.dtype(preferred_element_type) != x.dtype:
-        raise NotImplementedError(
-            f"pallas_chain: the result has the dtype of x, {x.dtype.name}; got "
-            f"preferred_element_type={jnp.dtype(preferred_element_type).name}"
+    launches = plan_launches(
+        Chain.of(factors),
+        dtype=x.dtype,
+        batch=x.shape[1 + axis],
+        axis=axis,
+        out_dtype=preferred_element_type,
+        precision=precision,
+    )
+    left = factors
+    for index in reversed(range(len(launches))):
+        launch = launches[index]
+        split = len(left) - sum(launch.partition)
+        left, taken = left[:split], left[split:]
+        x = chain(
+            x,
+            fuse(taken, launch.partition, precision="highest"),
+            axis=axis,
+            bias=bias if index == 0 else None,
+            activation=activation if index == 0 else None,
+            out_dtype=preferred_element_type if index == 0 else None,
+            precision=precision,
         )
-    return _apply(x, factors, axis, precision)
+    return x

@@ -1,5 +1,8 @@
 """The registry of implementations: one function each, all with the same signature.
 
+XLA fuses what follows a product by itself; an implementation that has to do that inside
+its own kernel is a `FusedImplementation` and takes the epilogue too.
+
 An implementation is called with
 
     x                       (batch, n_in) for axis=-1, (n_in, batch) for axis=0
@@ -19,6 +22,9 @@ from typing import Literal, Protocol, TypeVar
 
 import jax
 
+from butterjax.numerics import accumulation_dtype
+from pallas_kernels.epilogue import Activation, activate
+
 FeatureAxis = Literal[0, -1]
 
 
@@ -33,6 +39,26 @@ class Implementation(Protocol):
         axis: FeatureAxis,
         precision: jax.lax.PrecisionLike,
         preferred_element_type: jax.typing.DTypeLike,
+    ) -> jax.Array: ...
+
+
+class FusedImplementation(Protocol):
+    """An `Implementation` that adds a bias to the result, then applies an activation.
+
+    bias is (n_out,) of any real floating-point or complex type, or None; activation is
+    one of `pallas_kernels.epilogue.ACTIVATIONS`, or None.
+    """
+
+    def __call__(
+        self,
+        x: jax.Array,
+        factors: tuple[jax.Array, ...],
+        *,
+        axis: FeatureAxis,
+        precision: jax.lax.PrecisionLike,
+        preferred_element_type: jax.typing.DTypeLike,
+        bias: jax.Array | None,
+        activation: Activation | None,
     ) -> jax.Array: ...
 
 
@@ -51,7 +77,8 @@ class FactorProduct(Protocol):
 
 
 _F = TypeVar("_F", bound=Implementation)
-_REGISTRY: dict[str, Implementation] = {}
+_G = TypeVar("_G", bound=FusedImplementation)
+_REGISTRY: dict[str, FusedImplementation] = {}
 
 
 def register(name: str) -> Callable[[_F], _F]:
@@ -62,6 +89,16 @@ def register(name: str) -> Callable[[_F], _F]:
     """
 
     def add(function: _F) -> _F:
+        register_fused(name)(with_epilogue(function))
+        return function
+
+    return add
+
+
+def register_fused(name: str) -> Callable[[_G], _G]:
+    """As `register`, for an implementation that takes the epilogue itself."""
+
+    def add(function: _G) -> _G:
         if name in _REGISTRY:
             raise ValueError(f"register: an implementation named {name!r} exists")
         _REGISTRY[name] = function
@@ -75,7 +112,7 @@ def names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def get(name: str) -> Implementation:
+def get(name: str) -> FusedImplementation:
     """The implementation of that name.
 
     Raises:
@@ -85,6 +122,40 @@ def get(name: str) -> Implementation:
         known = ", ".join(names())
         raise ValueError(f"implementation must be one of {known}; got {name!r}")
     return _REGISTRY[name]
+
+
+def with_epilogue(function: Implementation) -> FusedImplementation:
+    """Lets XLA add the bias and apply the activation to an implementation's result.
+
+    The result is rounded before and after: XLA then need not write a wider one.
+    """
+
+    @functools.wraps(function)
+    def apply(
+        x: jax.Array,
+        factors: tuple[jax.Array, ...],
+        *,
+        axis: FeatureAxis,
+        precision: jax.lax.PrecisionLike,
+        preferred_element_type: jax.typing.DTypeLike,
+        bias: jax.Array | None,
+        activation: Activation | None,
+    ) -> jax.Array:
+        y = function(
+            x,
+            factors,
+            axis=axis,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+        if bias is None and activation is None:
+            return y
+        wide = y.astype(accumulation_dtype(y.dtype, y.dtype))
+        if bias is not None:
+            wide += bias.astype(wide.dtype)[(...,) if axis == -1 else (..., None)]
+        return activate(wide, activation).astype(y.dtype)
+
+    return apply
 
 
 def one_by_one(product: FactorProduct) -> Implementation:

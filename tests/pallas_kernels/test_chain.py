@@ -1,5 +1,6 @@
 """The chain kernel, in the interpreter: values against float64, and races."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import tiles
+from pallas_kernels import chain_plan
 from pallas_kernels.chain import Config, chain, default_config
 from tests import gpu_interpreter, reference
 
@@ -23,18 +24,21 @@ MONARCH = [(1, 16, 16, 16), (16, 16, 16, 1)]
 both_layouts = pytest.mark.parametrize("axis", [-1, 0])
 
 
-def check(shapes, *, batch, axis, dtype="bfloat16", config=SMALL):
+def check(shapes, *, batch, axis, dtype="bfloat16", config=SMALL, **kwargs):
     """Compares the kernel with float64 on random numbers."""
     patterns = bj.Chain(shapes)
     x = reference.draw((batch, patterns.in_features), dtype, seed=1)
     factors = reference.draw_factors(patterns, dtype, seed=2)
-    function = functools.partial(chain, axis=axis, config=config)
+    function = functools.partial(chain, axis=axis, config=config, **kwargs)
     y = gpu_interpreter.run(function, x if axis == -1 else x.T, factors)
-    assert y.dtype == dtype
-    error = reference.relative_error(
-        y if axis == -1 else y.T, reference.apply(x, factors)
-    )
-    assert error < tolerance(dtype, len(patterns))
+    assert y.dtype == kwargs.get("out_dtype", dtype)
+    expected = reference.apply(x, factors)
+    if "bias" in kwargs:
+        expected = expected + reference.wide(kwargs["bias"])
+    expected = reference.activate(expected, kwargs.get("activation"))
+    error = reference.relative_error(y if axis == -1 else y.T, expected)
+    exact = kwargs.get("precision") == "highest"
+    assert error < tolerance(dtype, len(patterns), tf32=not exact)
 
 
 @both_layouts
@@ -75,6 +79,57 @@ def test_one_stage_and_narrow_tiles(axis):
 @both_layouts
 def test_float16(axis):
     check(MONARCH, batch=40, axis=axis, dtype="float16")
+
+
+@both_layouts
+@pytest.mark.parametrize("precision", [None, "highest"])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(2, 16, 16, 1)], [(1, 32, 16, 16)], [(1, 16, 16, 16), (16, 16, 16, 1)]],
+    ids=str,
+)
+def test_float32(shapes, precision, axis):
+    config = dataclasses.replace(SMALL, stages=1)
+    check(
+        shapes,
+        batch=40,
+        axis=axis,
+        config=config,
+        dtype="float32",
+        precision=precision,
+    )
+
+
+@both_layouts
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [("bfloat16", "float32"), ("float16", "bfloat16"), ("float32", "bfloat16")],
+)
+def test_results_of_another_dtype(dtype, out_dtype, axis):
+    check(MONARCH, batch=40, axis=axis, dtype=dtype, out_dtype=out_dtype)
+
+
+@both_layouts
+@pytest.mark.parametrize(
+    ("shapes", "activation"),
+    [(MONARCH, "relu"), ([(2, 16, 16, 1)], "gelu"), ([(2, 16, 16, 16)], "silu")],
+    ids=str,
+)
+def test_bias_and_activation(shapes, activation, axis):
+    n = bj.Chain(shapes).out_features
+    bias = reference.draw((n,), "float32", seed=3)
+    check(shapes, batch=40, axis=axis, bias=bias, activation=activation)
+
+
+@both_layouts
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
+def test_shares_of_the_last_factor(out_dtype, axis):
+    if (axis, out_dtype) == (0, "bfloat16"):
+        pytest.skip("nothing is stored from a buffer")
+    config = dataclasses.replace(SMALL, shares=2)
+    shapes = [(1, 64, 16, 16), (16, 16, 16, 1)]
+    bias = reference.draw((1024,), "float32", seed=3)
+    check(shapes, batch=40, axis=axis, config=config, out_dtype=out_dtype, bias=bias)
 
 
 @pytest.mark.parametrize("batch", [1, 31, 33, 65])
@@ -133,9 +188,14 @@ def arrays(shapes, *, batch=32, axis=-1, dtype="bfloat16"):
 @pytest.mark.parametrize(
     ("call", "axis", "reason"),
     [
-        (arrays(MONARCH, dtype="float32"), -1, "dtype must be one of .* got float32"),
-        (arrays([(1, 3, 5, 1)]), -1, "last axis of x .* multiple of 8"),
-        (arrays(MONARCH, batch=12, axis=0), 0, "last axis of x .* multiple of 8"),
+        (arrays(MONARCH, dtype="int32"), -1, "dtype must be one of .* got int32"),
+        (arrays([(1, 3, 5, 1)]), -1, "16 bytes.* last axis of x is 5 numbers"),
+        (arrays([(1, 3, 8, 1)]), -1, "16 bytes.* the result is 3 numbers"),
+        (
+            arrays(MONARCH, batch=12, axis=0),
+            0,
+            "16 bytes.* last axis of x is 12 numbers",
+        ),
         (arrays([(1, 24, 24, 1)]), -1, "shape .1, 24, 24, 1. has no embedding"),
         (arrays([(1, 512, 16, 1)]), -1, "blocks of at most 256 × 256"),
         (
@@ -169,12 +229,19 @@ def test_configurations_that_cannot_be(fields, reason):
 @both_layouts
 @pytest.mark.parametrize(
     ("in_features", "out_features"),
-    [(512, 512), (768, 768), (1024, 1024), (2048, 2048), (3072, 768)],
+    [(512, 512), (768, 768), (1024, 1024), (2048, 2048), (3072, 768), (768, 3072)],
 )
 def test_default_configuration_fits(in_features, out_features, axis):
     shapes = bj.Chain.monarch(in_features, out_features).shapes
     config = default_config(shapes, "bfloat16", 4096, axis=axis)
-    plan = tiles.plan(shapes, rows=config.rows, mma=config.mma, batch_first=axis == -1)
+    plan = chain_plan.plan(
+        shapes,
+        chain_plan.Types("bfloat16", "bfloat16"),
+        rows=config.rows,
+        mma=config.mma,
+        batch_first=axis == -1,
+        shares=config.shares,
+    )
     assert [(f.a * f.c * f.d, f.a * f.b * f.d) for f in plan.factors] == [
         (p.in_features, p.out_features) for p in bj.Chain(shapes)
     ]

@@ -1,0 +1,35 @@
+"""Activations against their formulas in float64."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from pallas_kernels import epilogue
+
+
+def _gelu(x):
+    return x * special.ndtr(x)
+
+
+def _silu(x):
+    return x * special.expit(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "formula", "error"),
+    [
+        (None, lambda x: x, 0),
+        ("relu", lambda x: np.maximum(x, 0), 0),
+        ("gelu", _gelu, 5e-4),  # The tanh form comes that close.
+        ("silu", _silu, 1e-6),
+    ],
+)
+def test_activations(activation, formula, error):
+    x = np.linspace(-8, 8, 999, dtype=np.float32)
+    y = epilogue.activate(x, activation)
+    assert y.dtype == np.float32
+    assert np.abs(y - formula(np.float64(x))).max() <= error
+
+
+def test_all_are_listed():
+    assert epilogue.ACTIVATIONS == ("relu", "gelu", "silu")

@@ -1,0 +1,89 @@
+"""Which launches a chain takes: sizes by hand, and the map stays the same."""
+
+import functools
+import itertools
+
+import hypothesis
+import pytest
+
+import butterjax as bj
+from butterjax.implementations.launches import collapse, plan_launches
+from tests import strategies
+
+
+def widest(chain):
+    return max(max(pattern.b, pattern.c) for pattern in chain)
+
+
+@pytest.mark.parametrize(
+    ("chain", "max_block", "expected"),
+    [
+        (bj.Chain.square_dyadic(1024), 64, (5, 5)),  # 32·32, not 64·16.
+        (bj.Chain.square_dyadic(1024), 16, (3, 3, 4)),
+        (bj.Chain.square_dyadic(64), 64, (6,)),
+        (bj.Chain.square_dyadic(64), 1, (1,) * 6),
+        (bj.Chain.monarch(1024, 1024), 64, (1, 1)),
+        (bj.Chain([(16, 16, 16, 1), (1, 16, 16, 16)]), 256, (1, 1)),  # Not chainable.
+    ],
+)
+def test_collapse(chain, max_block, expected):
+    found = collapse(chain, max_block)
+    assert sorted(found) == sorted(expected)
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(chain=strategies.chains(max_factors=5))
+def test_collapse_is_the_shortest_with_the_fewest_weights(chain):
+    allowed = []
+    for cuts in itertools.product([False, True], repeat=len(chain) - 1):
+        ends = [i for i, cut in enumerate([*cuts, True], 1) if cut]
+        partition = tuple(b - a for a, b in zip([0, *ends], ends, strict=False))
+        try:
+            fused = chain.fuse(partition)
+        except ValueError:
+            continue
+        products = [p for p, n in zip(fused, partition, strict=True) if n > 1]
+        if not products or widest(products) <= 12:
+            allowed.append((len(fused), fused.num_weights))
+    fused = chain.fuse(collapse(chain, 12))
+    assert (len(fused), fused.num_weights) == min(allowed)
+
+
+plan = functools.partial(plan_launches, dtype="bfloat16", batch=4096)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        bj.Chain.square_dyadic(256),
+        bj.Chain.square_dyadic(2048),
+        bj.Chain.monarch(512, 512),
+        bj.Chain.monarch(2048, 2048),
+        bj.Chain.monarch(768, 3072),
+        bj.Chain.monarch(3072, 768),
+    ],
+    ids=str,
+)
+def test_one_launch(chain, axis):
+    (launch,) = plan(chain, axis=axis)
+    assert launch.chain == chain.fuse(launch.partition)
+
+
+def test_more_than_shared_memory_holds():
+    chain = bj.Chain.square_dyadic(16384)
+    launches = plan(chain, axis=0)
+    assert 1 < len(launches) < len(chain)
+    partition = tuple(itertools.chain(*(launch.partition for launch in launches)))
+    patterns = [pattern for launch in launches for pattern in launch.chain]
+    assert bj.Chain(patterns) == chain.fuse(partition)
+
+
+def test_a_plan_reads_well():
+    (launch,) = plan(bj.Chain.square_dyadic(1024))
+    assert str(launch) == "chain: 10 factors as (1, 32, 32, 32)(32, 32, 32, 1)"
+
+
+def test_what_no_kernel_takes():
+    with pytest.raises(NotImplementedError, match=r"16 bytes.* is 5 numbers"):
+        plan(bj.Chain([(1, 3, 5, 1)]))
