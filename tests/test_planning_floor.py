@@ -33,9 +33,9 @@ def test_rows_of_a_large_batch(chain, dense_ns, fused_ns, gain):
     assert ns_per_row(floor.dense_launches(n, n, call)) == pytest.approx(
         dense_ns, rel=2e-3
     )
-    fused = ns_per_row(floor.chain_launches(chain, call, fused=True))
+    fused = ns_per_row(floor.chain_launches(chain, call, runs=[chain]))
     assert fused == pytest.approx(fused_ns, rel=2e-3)
-    single = ns_per_row(floor.chain_launches(chain, call, fused=False))
+    single = ns_per_row(floor.chain_launches(chain, call))
     assert single / fused == pytest.approx(gain, rel=2e-3)
 
 
@@ -50,14 +50,27 @@ def test_launches_of_a_chain():
     applied_last = floor.Launch(4 * (10 * (8 + 12) + 24), 10 * 2 * 24)
     single = (applied_first, applied_last)
     whole = floor.Launch(4 * (10 * (6 + 12) + 48), 10 * 2 * 48)
-    assert floor.chain_launches(CHAIN, forward, fused=False) == single
-    assert floor.chain_launches(CHAIN, forward, fused=True) == (whole,)
-    unfused = floor.chain_launches(CHAIN, both, fused=False)
+    assert floor.chain_launches(CHAIN, forward) == single
+    assert floor.chain_launches(CHAIN, forward, runs=[CHAIN]) == (whole,)
+    unfused = floor.chain_launches(CHAIN, both)
     assert sorted(unfused, key=str) == sorted(single * 3, key=str)
     # The intermediate between the factors is computed again.
-    fused = floor.chain_launches(CHAIN, both, fused=True)
+    fused = floor.chain_launches(CHAIN, both, runs=[CHAIN])
     expected = (whole, applied_first, *single, *single)
     assert sorted(fused, key=str) == sorted(expected, key=str)
+
+
+def test_runs_share_a_launch():
+    call = floor.Call(10, 4, False)
+    chain = bj.Chain.square_dyadic(8)
+    # The first two to be applied, multiplied out: 8 features, 32 weights.
+    runs = [bj.Chain([(1, 2, 2, 4)]), bj.Chain([(2, 4, 4, 1)])]
+    assert floor.chain_launches(chain, call, runs=runs) == (
+        floor.Launch(4 * (10 * 16 + 32), 10 * 2 * 32),
+        floor.Launch(4 * (10 * 16 + 16), 10 * 2 * 16),
+    )
+    # x, y, three factors as they are given, and the one intermediate.
+    assert floor.chain_bytes(chain, call, runs=runs) == 4 * (10 * 16 + 48 + 10 * 8)
 
 
 def test_launches_of_a_dense_layer():
@@ -79,16 +92,16 @@ def test_seconds_are_the_longer_of_two_and_the_start():
 def test_memory():
     forward, both = floor.Call(10, 4, False), floor.Call(10, 4, True)
     arrays = 10 * (6 + 12) + 48
-    fits = floor.chain_bytes(CHAIN, forward, fused=True)
+    fits = floor.chain_bytes(CHAIN, forward, runs=[CHAIN])
     assert fits == 4 * arrays
-    single = floor.chain_bytes(CHAIN, forward, fused=False)
+    single = floor.chain_bytes(CHAIN, forward)
     assert single == 4 * (arrays + 10 * 8)
-    trained = floor.chain_bytes(CHAIN, both, fused=True)
+    trained = floor.chain_bytes(CHAIN, both, runs=[CHAIN])
     assert trained == 4 * (2 * arrays + 10 * 8)
     dense = floor.dense_bytes(6, 12, forward)
     assert dense == 4 * (10 * 18 + 72)
     # Three factors: two intermediates at a time.
-    radix2 = floor.chain_bytes(bj.Chain.square_dyadic(16), forward, fused=False)
+    radix2 = floor.chain_bytes(bj.Chain.square_dyadic(16), forward)
     assert radix2 == 4 * (10 * 32 + 4 * 32 + 2 * 10 * 16)
 
 

@@ -82,24 +82,25 @@ def dense_launches(
     return (one,) * (3 if call.backward else 1)
 
 
-def chain_launches(chain: Chain, call: Call, *, fused: bool) -> tuple[Launch, ...]:
+def chain_launches(
+    chain: Chain, call: Call, *, runs: Sequence[Chain] | None = None
+) -> tuple[Launch, ...]:
     """Those of a chain; the gradients take two more per factor, with as much work each.
 
     Args:
       chain: the patterns.
       call: how the chain is called.
-      fused: whether the forward pass is one launch, which keeps the intermediates on
-        chip. The backward pass then computes them again, and is not fused itself.
+      runs: chains whose product is the chain, in that order: each is applied in one
+        launch, its intermediates kept on chip. The backward pass then computes the
+        intermediates again, one factor at a time, as the gradients are. None for a
+        launch per factor, forward too.
     """
-    single = tuple(
-        _launch(Chain([pattern]), call) for pattern in reversed(chain.patterns)
-    )
-    forward = (_launch(chain, call),) if fused else single
-    if not call.backward:
-        return forward
-    # The last to be applied needs no recomputing: nobody reads y again.
-    recomputed = single[:-1] if fused else ()
-    return (*forward, *recomputed, *single, *single)
+    single = tuple(_launch(Chain([pattern]), call) for pattern in chain.patterns)[::-1]
+    if runs is None:
+        return single * (3 if call.backward else 1)
+    forward = tuple(_launch(run, call) for run in reversed(runs))
+    # The last to be applied needs no computing again: nobody reads y.
+    return (*forward, *single[:-1], *single, *single) if call.backward else forward
 
 
 def dense_bytes(in_features: int, out_features: int, call: Call) -> int:
@@ -108,17 +109,23 @@ def dense_bytes(in_features: int, out_features: int, call: Call) -> int:
     return call.itemsize * arrays * (2 if call.backward else 1)
 
 
-def chain_bytes(chain: Chain, call: Call, *, fused: bool) -> int:
+def chain_bytes(
+    chain: Chain, call: Call, *, runs: Sequence[Chain] | None = None
+) -> int:
     """Memory for x, the factors and y, their gradients, and intermediates.
 
     The arguments are those of `chain_launches`. Forward, two neighbouring
-    intermediates exist at a time, or none in a fused launch; the gradients need all.
+    intermediates exist at a time, and none within a run; the gradients need all.
     """
     arrays = _chain_arrays(chain, call)
     middles = [call.batch * pattern.in_features for pattern in chain.patterns[:-1]]
     if call.backward:
         return call.itemsize * (2 * arrays + sum(middles))
-    return call.itemsize * (arrays + (0 if fused else _most_alive(middles)))
+    if runs is not None:
+        middles = [call.batch * run.in_features for run in runs[:-1]]
+    pairs = zip([0, *middles], [*middles, 0], strict=True)
+    most = max(left + right for left, right in pairs)
+    return call.itemsize * (arrays + most)
 
 
 def _launch(chain: Chain, call: Call) -> Launch:
@@ -134,8 +141,3 @@ def _dense_arrays(in_features: int, out_features: int, call: Call) -> int:
 def _chain_arrays(chain: Chain, call: Call) -> int:
     """Elements of x, the factors and y."""
     return call.batch * (chain.in_features + chain.out_features) + chain.num_weights
-
-
-def _most_alive(middles: Sequence[int]) -> int:
-    pairs = zip([0, *middles], [*middles, 0], strict=True)
-    return max(left + right for left, right in pairs)

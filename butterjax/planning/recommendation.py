@@ -6,16 +6,15 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from butterjax.implementations.launches import plan_launches
 from butterjax.pattern import Chain
 from butterjax.planning import floor
 from butterjax.planning.rates import Rates, rates_of
 from butterjax.planning.rule import choose
-from pallas_kernels.chain import chain as chain_kernel
 
 DENSE_LAYER = "dense layer"
 
@@ -287,9 +286,9 @@ def _by_model(layer: _Layer, chains: Sequence[Chain], rates: Rates) -> Recommend
     )
     options = [dense]
     for chain in chains:
-        for implementation, fused in _implementations(layer, chain, rates):
+        for implementation, runs in _implementations(layer, chain, rates):
             seconds = floor.seconds(
-                floor.chain_launches(chain, call, fused=fused), rates, layer.dtype
+                floor.chain_launches(chain, call, runs=runs), rates, layer.dtype
             )
             options.append(
                 Option(
@@ -298,7 +297,7 @@ def _by_model(layer: _Layer, chains: Sequence[Chain], rates: Rates) -> Recommend
                     seconds=seconds,
                     ratio=(seconds / dense_seconds,) * 3,
                     weight_bytes=layer.itemsize * chain.num_weights,
-                    peak_bytes=floor.chain_bytes(chain, call, fused=fused),
+                    peak_bytes=floor.chain_bytes(chain, call, runs=runs),
                 )
             )
     options.sort(key=lambda option: (option.seconds, option.num_factors))
@@ -314,29 +313,22 @@ def _by_model(layer: _Layer, chains: Sequence[Chain], rates: Rates) -> Recommend
 
 def _implementations(
     layer: _Layer, chain: Chain, rates: Rates
-) -> Iterator[tuple[str, bool]]:
-    """Names of what the model can stand for, and whether it is one fused launch.
+) -> Iterator[tuple[str, tuple[Chain, ...] | None]]:
+    """Names of what the model can stand for, and what shares a launch there.
 
     Multiplying the chain out is no option: the dense layer does that product too.
     """
     rule = choose(chain, batch=layer.batch, axis=layer.axis)
     if rule != "dense":
-        yield rule, False
-    if rates.runs_kernels and _fits_one_launch(layer, chain):
-        yield "pallas_chain", True
-
-
-def _fits_one_launch(layer: _Layer, chain: Chain) -> bool:
-    x = (layer.batch, layer.in_features)
-    try:
-        jax.eval_shape(
-            functools.partial(chain_kernel, axis=layer.axis),
-            jax.ShapeDtypeStruct(x if layer.axis == -1 else x[::-1], layer.dtype),
-            tuple(jax.ShapeDtypeStruct(s, layer.dtype) for s in chain.shapes),
-        )
-    except NotImplementedError:
-        return False
-    return True
+        yield rule, None
+    if rates.runs_kernels:
+        try:
+            launches = plan_launches(
+                chain, dtype=layer.dtype, batch=layer.batch, axis=layer.axis
+            )
+        except NotImplementedError:
+            return
+        yield "pallas_chain", tuple(launch.chain for launch in launches)
 
 
 def calibrate(rates: Rates, timings: Sequence[Timing]) -> Rates:
@@ -363,7 +355,7 @@ def calibrate(rates: Rates, timings: Sequence[Timing]) -> Rates:
             rate = launch.flops / timing.seconds
             matmul[timing.dtype] = max(rate, matmul.get(timing.dtype, 0.0))
         else:
-            (launch,) = floor.chain_launches(chain, call, fused=True)
+            (launch,) = floor.chain_launches(chain, call, runs=[chain])
         copies.append(launch.num_bytes / timing.seconds)
     if not forward:
         return rates
