@@ -87,7 +87,7 @@ def make_page(
     devices = {key.device for key in strata}
     versions = sorted({row.environment.versions.get("jax", "?") for row in rows})
     commits = sorted({(row.environment.commit or "unknown")[:12] for row in rows})
-    runs = sorted(row.environment.run for row in rows)
+    days = sorted({row.environment.run[:10] for row in rows})
     parts = [sections.answers(found)]
     if comparison is not None:
         parts.append(sections.changes(comparison, baseline, threshold))
@@ -103,7 +103,7 @@ def make_page(
         paragraphs=(
             f"{words.count(len(rows), 'row')} on {words.listing(sorted(devices))}; "
             f"{words.count(len(found), 'workload')}; jax {words.listing(versions)}; "
-            f"measured from {runs[0]} to {runs[-1]} at "
+            f"measured on {words.listing(days)} at "
             f"{words.listing([f'commit {commit}' for commit in commits])}.",
             "Times are ratios to a dense layer of the same size that was timed beside "
             "them, on random input. Devices, dtypes, layouts, directions and batch "

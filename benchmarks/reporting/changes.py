@@ -79,7 +79,7 @@ def compare(
 
     A measurement is slower if its median is by more than `threshold`, and three
     quarters of the new calls took longer than three quarters of the old ones. The dense
-    layer is what the others are measured by, and never called slower itself.
+    layer, by which the others are measured, is never slower itself.
 
     Args:
       baseline: the older rows; of those for the same thing the latest run counts.
@@ -91,8 +91,7 @@ def compare(
     changes = [
         change
         for key in common
-        if before[key].implementation != DENSE_LAYER
-        and (change := _change(key, before[key], after[key], threshold))
+        if (change := _change(key, before[key], after[key], threshold))
     ]
     dense = [
         after[key].median / before[key].median

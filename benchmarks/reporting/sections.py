@@ -19,7 +19,8 @@ def answers(found: Sequence[Group]) -> Section:
     layers = {
         (group.stratum, group.workload.chain.in_features, chain.out_features)
         for group in found
-        if group.costs and planning.replaces_dense(chain := group.workload.chain)
+        if any(group.over_dense(name) for name in group.costs)
+        and planning.replaces_dense(chain := group.workload.chain)
     }
     rows: dict[Stratum, list[tuple[str, ...]]] = {}
     for stratum, n_in, n_out in sorted(layers):
@@ -33,8 +34,8 @@ def answers(found: Sequence[Group]) -> Section:
             backward=stratum.direction == "forward+backward",
             timings=known,
         )
-        words_of_it = (f"{n_in} → {n_out}", *_answer(chosen))
-        rows.setdefault(stratum, []).append(words_of_it)
+        line = (f"{n_in} → {n_out}", *_answer(chosen))
+        rows.setdefault(stratum, []).append(line)
     if not rows:
         return Section(
             anchor,
@@ -53,8 +54,7 @@ def answers(found: Sequence[Group]) -> Section:
             "the lowest time in units of the dense layer beside it; or the dense "
             "layer, where not even three quarters of their calls beat it. Only chains "
             "count whose product is a full matrix and that have fewer weights than "
-            "that. For other sizes: "
-            "python -m benchmarks.recommend --help.",
+            "that. For other sizes: python -m benchmarks.recommend --help.",
         ),
         tables=tuple(
             Table(

@@ -1,6 +1,7 @@
 """Numbers and chains as the report's tables show them."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 from benchmarks.reporting.groups import Quartiles
 from butterjax import Chain
@@ -63,6 +64,14 @@ def option(choice: Option) -> str:
 def count(number: int, noun: str) -> str:
     """So many of something."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def medians(label: str, values: Mapping[str, Sequence[float]]) -> str:
+    """For a picture's alternative text: the medians of its values."""
+    middles = ", ".join(
+        f"{name} {number(statistics.median(there))}" for name, there in values.items()
+    )
+    return f"Medians of the {label}: {middles}"
 
 
 def listing(words: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ import pytest
 
 import butterjax as bj
 from benchmarks import jsonl, report
+from benchmarks.reporting import groups, sections
 from benchmarks.workloads import DENSE_LAYER
 from tests.benchmarks.reporting.test_groups import ratio, run
-from tests.benchmarks.test_results import row
+from tests.benchmarks.test_results import measurement, row
 
 ROOT = pathlib.Path(__file__).parents[2]
 NEW = {"environment": run("2026-02-02T00:00:00+00:00", "Some CPU, 2 threads")}
@@ -209,3 +210,12 @@ def test_a_killed_report_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         report.write(dataclasses.replace(first, title="new"), tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_no_answer_without_a_dense_layer():
+    alone = [row(measured=measurement(ratio_to_dense_layer=None))]
+    section = sections.answers(groups.groups(alone))
+    assert section.tables == ()
+    assert section.paragraphs[0].startswith("No chain in these rows")
+    page = report.make_page(alone, None, baseline="", threshold=0.1)
+    assert len(page.sections) == 3
