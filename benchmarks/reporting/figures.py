@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from PIL import Image
 
 from benchmarks.reporting import statistics
 from benchmarks.reporting.groups import Group, implementations
@@ -21,6 +22,7 @@ from butterjax.planning import Rates
 
 WIDTH = 5.2  # Inches; a phone shows it in full width, with letters still legible.
 _MARKERS = "os^DvPX*<>hp"
+_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(range(10, 100)))
 _STYLE: Any = {
     "font.size": 9,
     "axes.grid": True,
@@ -44,10 +46,13 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 @matplotlib.rc_context(_STYLE)
 def png(figure: Figure) -> bytes:
-    """The contents of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=160, pil_kwargs={"optimize": True})
-    return file.getvalue()
+    """The contents of a PNG file; few colours do, and make it a third as large."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    with Image.open(drawn) as image:
+        few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def _figure(height: float) -> Figure:
@@ -55,11 +60,14 @@ def _figure(height: float) -> Figure:
 
 
 def _plain(axis: Axis) -> None:
-    """A logarithmic axis with plain numbers, few of them; to be called at the end."""
+    """A logarithmic axis with a few plain numbers; to be called at the end."""
     low, high = sorted(axis.get_view_interval())
-    decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades < 1.6 else (1, 3) if decades < 2.6 else (1,)
-    axis.set_major_locator(LogLocator(subs=steps))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        if len(inside := [tick for tick in ticks if low <= tick <= high]) >= 3:
+            break
+    axis.set_major_locator(FixedLocator(inside))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -234,7 +242,7 @@ def heat_map(values: Mapping[tuple[int, int], float], label: str) -> Figure:
     ax.set_ylabel("b, features that it gives")
     bar = figure.colorbar(image, ax=ax, location="top", shrink=0.8, aspect=35)
     ticks = np.linspace(-bound, bound, 5)
-    bar.set_ticks(ticks.tolist(), labels=[f"{2**tick:.2g}" for tick in ticks])
+    bar.set_ticks(ticks.tolist(), labels=[f"{2**tick:.3g}" for tick in ticks])
     bar.ax.set_xlim(-bound, bound)
     bar.set_label(label)
     return figure

@@ -234,7 +234,7 @@ def heat_maps(key: Stratum, found: Sequence[Group]) -> Section:
                         )
                     ),
                     f"{name}: medians over all a and d with blocks of b × c.",
-                    f"{name}: heat map of the {_OVER_DENSE.label} over block sizes, from "
+                    f"{name}: {_OVER_DENSE.label} over block sizes, from "
                     f"{words.number(min(middles.values()))} to "
                     f"{words.number(middles[best])} at b = {best[0]}, c = {best[1]}",
                 )

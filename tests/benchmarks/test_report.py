@@ -16,6 +16,7 @@ from tests.benchmarks.reporting.test_groups import ratio, run
 from tests.benchmarks.test_results import measurement, row
 
 ROOT = pathlib.Path(__file__).parents[2]
+EXAMPLE = ("compare_cpu.jsonl", "ks_grid_cpu.jsonl")
 NEW = {"environment": run("2026-02-02T00:00:00+00:00", "Some CPU, 2 threads")}
 OLD = {"environment": run("2026-01-01T00:00:00+00:00", "Some CPU, 2 threads")}
 # Ratios to the dense layer of bmm and einsum; einsum refuses the last.
@@ -63,8 +64,8 @@ def make_report(*arguments):
     )
 
 
-def parse(folder):
-    text = (folder / "report.html").read_text(encoding="utf-8")
+def parse(path):
+    text = path.read_text(encoding="utf-8")
     return xml.etree.ElementTree.fromstring(text.strip())
 
 
@@ -87,11 +88,7 @@ def made(tmp_path_factory):
     return output, make_report(*paths, f"--output_dir={output}")
 
 
-def test_the_page_needs_nothing_else(made):
-    folder, done = made
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    root = parse(folder)
+def check_that_nothing_is_fetched(root):
     sources = [one.get("src") for one in root.iter() if one.get("src")]
     assert sources
     assert all(one.startswith("data:image/png;base64,") for one in sources)
@@ -103,9 +100,29 @@ def test_the_page_needs_nothing_else(made):
     assert not list(root.iter("script"))
 
 
+def test_the_page_needs_nothing_else(made):
+    folder, done = made
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    check_that_nothing_is_fetched(parse(folder / "report.html"))
+
+
+def test_the_committed_example():
+    path = ROOT / "benchmarks" / "results" / "report_cpu.html"
+    assert path.stat().st_size < 1e6
+    root = parse(path)
+    check_that_nothing_is_fetched(root)
+    rows = report.load(str(path.parent / name) for name in EXAMPLE)
+    answer = sections.answers(groups.groups(rows))
+    shown = tables(root)[: len(answer.tables)]
+    assert [table[1:] for table in shown] == [
+        list(map(list, table.rows)) for table in answer.tables
+    ]
+
+
 def test_pictures_are_files_too_and_say_what_they_show(made):
     folder, _ = made
-    images = list(parse(folder).iter("img"))
+    images = list(parse(folder / "report.html").iter("img"))
     files = list(folder.glob("*.png"))
     assert len(images) == len(files)
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
@@ -118,7 +135,7 @@ def test_pictures_are_files_too_and_say_what_they_show(made):
 
 
 def test_the_answer(made):
-    first, second = tables(parse(made[0]))[:2]
+    first, second = tables(parse(made[0] / "report.html"))[:2]
     assert first[0][:2] == ["layer", "use"]
     assert first[1] == [
         *("64 → 64", "einsum on (1,8,8,8) (8,8,8,1)", "400", "1,000", "2.5"),
@@ -130,7 +147,7 @@ def test_the_answer(made):
 
 
 def test_every_row_is_accounted_for(made):
-    root = parse(made[0])
+    root = parse(made[0] / "report.html")
     shown = [table for table in tables(root) if table[0][0] == "workload"]
     assert shown[0] == [
         ["workload", "dense, ms", "bmm", "einsum"],
@@ -144,7 +161,7 @@ def test_every_row_is_accounted_for(made):
 
 
 def test_sections_without_data_say_so(made):
-    texts = [one.text for one in parse(made[0]).iter("p")]
+    texts = [one.text for one in parse(made[0] / "report.html").iter("p")]
     assert any(text.startswith("No energy was metered") for text in texts)
     assert any("too few or too similar ones to fit" in text for text in texts)
 
@@ -165,7 +182,11 @@ def test_regressions_are_named(tmp_path):
     assert done.stdout.count("REGRESSION: bmm, case") == 3
     assert "REGRESSION: bmm, case0/8/float32/feature_last/forward" in done.stdout
     assert "slower, 1.5 times as long" in done.stdout
-    (table,) = (t for t in tables(parse(tmp_path / "out")) if t[0][-1] == "new ÷ old")
+    (table,) = (
+        t
+        for t in tables(parse(tmp_path / "out" / "report.html"))
+        if t[0][-1] == "new ÷ old"
+    )
     assert len(table) == 4
     assert table[1][1:] == ["bmm", "slower", "1.5"]
     assert make_report(old, f"--baseline={new}", output).returncode == 0
