@@ -24,7 +24,8 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     """
     groups = by_workload(rows)
     names = list(dict.fromkeys(row.implementation for row in rows))
-    names.remove(DENSE_LAYER)
+    if DENSE_LAYER in names:
+        names.remove(DENSE_LAYER)
     figure = Figure(figsize=(9, 1.6 + 0.36 * len(groups)), layout="constrained")
     ax = figure.subplots()
     for index, name in enumerate(names):
@@ -62,13 +63,14 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     )
     ax.invert_yaxis()
     ax.grid(axis="x", which="both", alpha=0.25)
-    first = rows[0]
+    batches = ", ".join(dict.fromkeys(str(row.workload.batch) for row in rows))
+    dtypes = ", ".join(dict.fromkeys(row.workload.dtype for row in rows))
     ax.set_xlabel("time ÷ time of the dense layer (median and quartiles)")
     ax.set_title(
-        f"batch {first.workload.batch}, {first.workload.dtype}, "
-        f"{first.environment.device}\n"
+        f"batch {batches}, {dtypes}, {rows[0].environment.device}\n"
         "left of the line is faster than the dense layer",
         fontsize=9,
     )
-    figure.legend(loc="outside lower center", ncols=len(names))
+    if ax.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=len(names))
     write_whole(path, functools.partial(figure.savefig, dpi=150))

@@ -7,6 +7,7 @@ spills, shared memory, and the instructions they use. It tells nothing about spe
 
   make gpu-compile
   make gpu-compile ARGS="--case=monarch:1024* --implementation=bmm"
+  make gpu-compile ARGS="--case=(2,48,192,4)/25088/float16/feature_first"
   make gpu-compile ARGS=--compiler_option=xla_gpu_enable_triton_gemm=false
 
 The last one has products done by cuBLAS, as XLA may choose to when it finds a device.
@@ -32,7 +33,7 @@ from absl import flags
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, results, runs, workloads
+from benchmarks import aot, cases, gpu_programs, results, runs, workloads
 from benchmarks.environment import Environment
 
 
@@ -43,7 +44,8 @@ def define_flags() -> None:
         "case",
         ["*"],
         "Cases to compile, CHAIN/BATCH/DTYPE/LAYOUT or the start of that; * stands for "
-        f"anything. There are: {', '.join(case.name for case in gpu_programs.CASES)}",
+        f"anything. There are: {', '.join(case.name for case in gpu_programs.CASES)}. "
+        f"One that is none of these is a new one; its CHAIN is {cases.SPEC_HELP}.",
     )
     flags.DEFINE_multi_enum(
         "direction",
@@ -67,10 +69,10 @@ def define_flags() -> None:
 
 
 def _check_cases(patterns: Sequence[str]) -> bool:
-    for pattern in patterns:
-        if not gpu_programs.select([pattern]):
-            raise flags.ValidationError(f"no case is named {pattern!r}; see --help")
-    return True
+    try:
+        return bool(gpu_programs.select(patterns))
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
 
 
 def main() -> int:

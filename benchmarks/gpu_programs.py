@@ -74,12 +74,36 @@ KERNELS = {"pallas": False, "pallas_chain": True}
 
 
 def select(patterns: Sequence[str]) -> list[Case]:
-    """Those of `CASES` whose name begins with one of the patterns."""
-    return [
-        case
-        for case in CASES
-        if any(fnmatch.fnmatchcase(case.name, f"{p}*") for p in patterns)
-    ]
+    """Those of `CASES` whose name begins with one of the patterns, and new ones.
+
+    Raises:
+      ValueError: if a pattern is the start of none of them, nor the whole name of a
+        case, CHAIN/BATCH/DTYPE/LAYOUT.
+    """
+    chosen: dict[str, Case] = {}
+    for pattern in patterns:
+        globs = f"{pattern}*"
+        found = [case for case in CASES if fnmatch.fnmatchcase(case.name, globs)]
+        chosen |= {case.name: case for case in found or [_new_case(pattern)]}
+    return list(chosen.values())
+
+
+def _new_case(name: str) -> Case:
+    chain, *rest = name.split("/")
+    if len(rest) != 3:
+        raise ValueError(f"no case is named {name!r}; see --help")
+    batch, dtype, layout = rest
+    parse_chain(chain)
+    if not batch.isdecimal() or int(batch) < 1:
+        raise ValueError(f"{name!r}: the batch must be a number above 0, got {batch!r}")
+    if dtype not in workloads.DTYPES:
+        known = ", ".join(workloads.DTYPES)
+        raise ValueError(f"{name!r}: the dtype must be one of {known}; got {dtype!r}")
+    for known_layout in workloads.LAYOUTS:
+        if layout == known_layout:
+            return Case(chain, int(batch), dtype, known_layout)
+    known = ", ".join(workloads.LAYOUTS)
+    raise ValueError(f"{name!r}: the layout must be one of {known}; got {layout!r}")
 
 
 def parse_options(options: Sequence[str]) -> dict[str, str | bool]:

@@ -69,7 +69,7 @@ def compare(rows: Sequence[Row]) -> Table:
                 f"{(high - low) / 2 / middle:.0%}"
                 + ("~" if row.measured.is_noisy else ""),
                 f"{ratio[1]:.2f}" if ratio else "",
-                f"{row.median / fastest.median:.2f}",
+                f"{row.median / fastest.median:.2f}" if fastest.measured else "",
                 ("not finite" if error is None else f"{error:.0e}")
                 + (" WRONG" if row.is_wrong else ""),
             )

@@ -65,7 +65,6 @@ def test_cases():
 def test_select():
     every = list(gpu_programs.CASES)
     assert gpu_programs.select(["*"]) == every
-    assert gpu_programs.select(["no such case"]) == []
     chosen = gpu_programs.select(["monarch:1024", "*/float16/*"])
     assert chosen == [
         case
@@ -73,6 +72,25 @@ def test_select():
         if case.chain.startswith("monarch:1024") or case.dtype == "float16"
     ]
     assert 0 < len(chosen) < len(every)
+    new = "(2,48,192,4)/16/float32/feature_first"
+    assert gpu_programs.select([new]) == [
+        gpu_programs.Case("(2,48,192,4)", 16, "float32", "feature_first")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such", "no case is named 'no_such'"),
+        ("monarch:7x9/1/float16/feature_last", "in_features=7"),
+        ("monarch:8x9/0/float16/feature_last", "batch"),
+        ("monarch:8x9/1/float8/feature_last", "dtype must be one of float32"),
+        ("monarch:8x9/1/float16/last", "layout must be one of feature_last"),
+    ],
+)
+def test_no_case(name, message):
+    with pytest.raises(ValueError, match=message):
+        gpu_programs.select([name])
 
 
 def test_parse_options():

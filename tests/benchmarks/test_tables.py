@@ -72,3 +72,10 @@ def test_problems():
     first, second = tables.problems(ROWS)
     assert first == "pallas, monarch:16x16, forward: crash"
     assert second.startswith("einsum, monarch:16x16, forward+backward: WRONG")
+
+
+def test_where_only_the_dense_layer_runs():
+    rows = [row(DENSE_LAYER), row("pallas", measured=None, unsupported="no")]
+    lines = printed(tables.compare(rows))
+    assert ["dense", "layer", "100.00", "0%", "0.10", "1e-07"] in lines
+    assert "in 0 of 1 workloads" in tables.summary(rows)
