@@ -20,7 +20,8 @@ DEFAULT_SPECS = (
 )
 
 SPEC_HELP = (
-    "square_dyadic:N, monarch:INxOUT, patterns (a,b,c,d)(a,b,c,d)... in the order of "
+    "square_dyadic:N, the same multiplied out into K factors as square_dyadic:N/K, "
+    "monarch:INxOUT, patterns (a,b,c,d)(a,b,c,d)... in the order of "
     f"the matrix product, or one of {', '.join(PAPER_CHAINS)}"
 )
 
@@ -35,8 +36,9 @@ def parse_chain(spec: str) -> bj.Chain:
     """
     if spec in PAPER_CHAINS:
         return PAPER_CHAINS[spec]
-    if match := re.fullmatch(r"square_dyadic:(\d+)", spec):
-        return bj.Chain.square_dyadic(int(match[1]))
+    if match := re.fullmatch(r"square_dyadic:(\d+)(?:/(\d+))?", spec):
+        chain = bj.Chain.square_dyadic(int(match[1]))
+        return _collapse(chain, int(match[2])) if match[2] else chain
     if match := re.fullmatch(r"monarch:(\d+)x(\d+)", spec):
         return bj.Chain.monarch(int(match[1]), int(match[2]))
     if re.fullmatch(rf"({_PATTERN}\s*)+", spec):
@@ -44,6 +46,17 @@ def parse_chain(spec: str) -> bj.Chain:
             [tuple(map(int, found)) for found in re.findall(_PATTERN, spec)]
         )
     raise ValueError(f"{spec!r} is no chain; write {SPEC_HELP}")
+
+
+def _collapse(chain: bj.Chain, num_factors: int) -> bj.Chain:
+    """Multiplies out neighbours, as evenly as can be."""
+    if not 1 <= num_factors <= len(chain):
+        raise ValueError(
+            f"square_dyadic:{chain.in_features} has {len(chain)} factors, which cannot "
+            f"be multiplied out into {num_factors}"
+        )
+    least, longer = divmod(len(chain), num_factors)
+    return chain.fuse([least + (i < longer) for i in range(num_factors)])
 
 
 def can_parse(specs: Sequence[str]) -> bool:

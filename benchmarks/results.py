@@ -123,7 +123,7 @@ class Row:
 
 def key(
     environment: Environment,
-    workload: Workload,
+    workload: Hashable,
     implementation: str,
     configuration: Mapping[str, Any] | None,
 ) -> Key:

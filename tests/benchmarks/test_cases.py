@@ -8,6 +8,8 @@ from benchmarks import cases
     ("spec", "chain"),
     [
         ("square_dyadic:8", bj.Chain.square_dyadic(8)),
+        ("square_dyadic:64/2", bj.Chain.monarch(64, 64)),
+        ("square_dyadic:16/3", bj.Chain([(1, 4, 4, 4), (4, 2, 2, 2), (8, 2, 2, 1)])),
         ("monarch:24x60", bj.Chain.monarch(24, 60)),
         ("(1,4,4,4)(4,4,4,1)", bj.Chain.monarch(16, 16)),
         ("(1, 4, 4, 4) (4, 4, 4, 1)", bj.Chain.monarch(16, 16)),
@@ -35,6 +37,7 @@ def test_chains_of_the_paper(name):
         ("butterfly", "'butterfly' is no chain; write square_dyadic:N"),
         ("(1,2,3)", "is no chain"),
         ("monarch:7x9", "in_features=7"),
+        ("square_dyadic:16/5", "4 factors, which cannot be multiplied out into 5"),
         ("(1,2,2,4)(1,2,2,4)(2,2,2,1)", "takes a·c·d = 8"),
     ],
 )
