@@ -21,7 +21,8 @@ class Case:
       batch: rows of x.
       dtype: of all arrays.
       layout: one of `benchmarks.workloads.LAYOUTS`.
-      kernels: hand-written kernels that must take the case; others may refuse it.
+      kernels: hand-written kernels that must take the case, as `pallas` must all;
+        others may refuse it.
       too_much_for: implementations that XLA is known not to compile here.
     """
 
@@ -65,6 +66,8 @@ CASES = (
     Case("square_dyadic:4096"),
     Case("(1,48,48,1)", batch=25088, dtype="float16"),
     Case("(96,192,192,4)", batch=25088, dtype="float16"),
+    Case("(96,192,192,4)", batch=25088, dtype="float16", layout="feature_first"),
+    Case("(96,192,192,4)", batch=25088, dtype="float32"),
     # A scatter takes more blocks than a launch can have.
     Case("(4,1024,1024,16)", batch=25088, dtype="float16", too_much_for=("bcsr",)),
 )
@@ -191,7 +194,8 @@ def judge(
         known = implementation in case.too_much_for
         return () if known else (f"it does not compile: {error}",)
     if unsupported is not None:
-        return (f"it refuses: {unsupported}",) if implementation in case.kernels else ()
+        must = implementation in ("pallas", *case.kernels)
+        return (f"it refuses: {unsupported}",) if must else ()
     if facts is None or implementation not in KERNELS:
         return ()
     if direction != "forward":  # The gradients are XLA's.

@@ -5,6 +5,7 @@ from butterjax.implementations import bmm as bmm
 from butterjax.implementations import dense as dense
 from butterjax.implementations import einsum as einsum
 from butterjax.implementations import elementwise as elementwise
+from butterjax.implementations import pallas as pallas
 from butterjax.implementations import pallas_chain as pallas_chain
 from butterjax.implementations.registry import FeatureAxis as FeatureAxis
 from butterjax.implementations.registry import (

@@ -1,0 +1,710 @@
+"""`factor`: one factor in one launch, blocks of any size, x and y in either layout."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import compat, pieces
+from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.factor_tiles import Config, Tiling, best_config, tiling
+
+__all__ = ["Config", "default_config", "factor"]
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def factor(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    axis: Literal[0, -1] = -1,
+    bias: jax.Array | None = None,
+    activation: Activation | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    config: Config | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """Applies one factor, y = activation(K x + bias), in one launch.
+
+    Args:
+      x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; bfloat16, float16 or
+        float32.
+      w: (a, b, c, d), of the dtype of x.
+      axis: the feature axis of x and of the result.
+      bias: (n_out,), added to the float32 sums.
+      activation: applied to the sums after the bias, before they are rounded.
+      out_dtype: of the result, one of those that x may have; None for that of x.
+      config: None for `default_config`.
+      precision: as in `jax.lax.dot_general`, for float32: see `pieces.count`.
+
+    Returns:
+      (batch, n_out) or (n_out, batch), of out_dtype.
+
+    Raises:
+      NotImplementedError: if the kernel does not support the dtype, or the sizes; and
+        later, when it is lowered, if that is not for an NVIDIA GPU.
+      ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
+    """
+    shape = _check(x, w, bias, axis)
+    out = _check_dtype(x.dtype if out_dtype is None else out_dtype, "out_dtype")
+    _check_dtype(x.dtype, "the dtype of x")
+    batch = x.shape[1 + axis]
+    n_out = shape[0] * shape[1] * shape[3]
+    y_shape = (batch, n_out) if axis == -1 else (n_out, batch)
+    if batch == 0:
+        return jnp.zeros(y_shape, out)
+    for name, size, dtype in (("x", x.shape[1], x.dtype), ("y", y_shape[1], out)):
+        if size * dtype.itemsize % 16:
+            raise NotImplementedError(
+                "factor: TMA needs rows of whole 16 bytes, so the last axis of "
+                f"{name} must be a multiple of {16 // dtype.itemsize} for "
+                f"{dtype.name}; got {size}"
+            )
+    count = pieces.count(x.dtype, precision)
+    if config is None:
+        config = default_config(
+            shape, x.dtype, batch, axis=axis, out_dtype=out, precision=precision
+        )
+    plan = tiling(
+        shape,
+        config,
+        batch=batch,
+        feature_first=axis == 0,
+        item_in=x.dtype.itemsize,
+        item_out=out.itemsize,
+        pieces=count,
+    )
+    y = _launch(
+        compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
+        _weights(w, plan),
+        None if bias is None else _offsets(bias, plan),
+        plan,
+        activation,
+        out,
+    )
+    return y.reshape(y_shape)
+
+
+def default_config(
+    shape: Sequence[int],
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    *,
+    axis: Literal[0, -1] = -1,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> Config:
+    """A configuration that fits the chip, by prediction and not by measurement.
+
+    Args:
+      shape: the pattern (a, b, c, d).
+      dtype: of x and the factor.
+      batch: vectors in x.
+      axis: the feature axis of x.
+      out_dtype: of the result; None for that of x.
+      precision: as `factor` takes it.
+
+    Raises:
+      NotImplementedError: if none fits; the message says why.
+    """
+    given = _check_dtype(dtype, "the dtype of x")
+    out = given if out_dtype is None else _check_dtype(out_dtype, "out_dtype")
+    return best_config(
+        tuple(shape),
+        batch=batch,
+        feature_first=axis == 0,
+        item_in=given.itemsize,
+        item_out=out.itemsize,
+        pieces=pieces.count(given, precision),
+    )
+
+
+def _check(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None, axis: int
+) -> tuple[int, int, int, int]:
+    """The pattern; raises ValueError where sizes do not fit."""
+    if axis not in (0, -1):
+        raise ValueError(f"factor: axis must be 0 or -1, got {axis}")
+    if w.ndim != 4:
+        raise ValueError(f"factor: w must have shape (a, b, c, d), got {w.shape}")
+    if x.ndim != 2:
+        raise ValueError(f"factor: x must have two axes, got shape {x.shape}")
+    a, b, c, d = map(int, w.shape)
+    if x.shape[axis] != a * c * d:
+        raise ValueError(
+            f"factor: w of shape {w.shape} takes a·c·d = {a * c * d} features, but is "
+            f"given {x.shape[axis]}"
+        )
+    if w.dtype != x.dtype:
+        raise NotImplementedError(
+            f"factor: w has dtype {w.dtype.name}, but x has {x.dtype.name}: the kernel "
+            "multiplies numbers of one type"
+        )
+    if bias is not None and bias.shape != (a * b * d,):
+        raise ValueError(
+            f"factor: bias must have shape ({a * b * d},), got {bias.shape}"
+        )
+    return a, b, c, d
+
+
+def _check_dtype(dtype: jax.typing.DTypeLike, what: str) -> Any:
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise NotImplementedError(
+            f"factor: {what} must be one of {', '.join(DTYPES)}; got {dtype.name}"
+        )
+    return dtype
+
+
+def _view(plan: Tiling, length: int) -> tuple[int, ...]:
+    """Shape in which x (length c) or y (length b) is read: no data moves."""
+    a, d = plan.factor.a, plan.factor.d
+    if plan.feature_first:
+        return (a, length, d, plan.batch)
+    if plan.transposes and not plan.whole_runs:
+        return (plan.batch, a, length, d)
+    return (plan.batch, a, length * d)
+
+
+def _weights(w: jax.Array, plan: Tiling) -> jax.Array:
+    """The blocks as (a·d, pieces, b, c) of 16 bits, in the order the kernel wants.
+
+    A factor with d = 1 is that already, unless blocks are merged or split in pieces.
+    """
+    config, s = plan.config, plan.interleave
+    blocks = weight_blocks(w, plan.factor, plan.pieces)
+    b, c = plan.factor.b, plan.factor.c
+    # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
+    # interleaving wants whole tiles.
+    to_b = -(-b // plan.features) * plan.features if s > 1 else b
+    to_c = -(-c // config.depth) * config.depth if s > 1 else -(-c // 8) * 8
+    if (to_b, to_c) != (b, c):
+        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (0, to_b - b), (0, to_c - c)))
+    if s > 1:
+        blocks = _interleave(blocks, 2, plan.features, s)
+        blocks = _interleave(blocks, 3, config.depth, s)
+    return blocks
+
+
+def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
+    """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
+    shape = array.shape
+    split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
+    return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
+
+
+def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
+    """The bias as (a·d, b), in the order of the weights, in whole tiles."""
+    padding = plan.feature_tiles * plan.config.features - plan.factor.b
+    blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
+    if plan.interleave > 1:
+        blocks = _interleave(blocks, 1, plan.features, plan.interleave)
+    return blocks
+
+
+def _launch(
+    x: jax.Array,
+    weights: jax.Array,
+    offsets: jax.Array | None,
+    plan: Tiling,
+    activation: Activation | None,
+    out: Any,
+) -> jax.Array:
+    config = plan.config
+    half = jnp.dtype(jnp.bfloat16) if x.dtype.itemsize == 4 else x.dtype
+    half_out = jnp.dtype(jnp.bfloat16) if out.itemsize == 4 else out
+    lanes = config.warpgroups * config.out_stages
+
+    def turned(count: int, features: int, dtype: Any) -> Any:
+        return plgpu.SMEM((count, *plan.turned(features)), dtype)
+
+    scratch = {
+        "x_slab": _slab((config.stages, *plan.slab_in), x.dtype),
+        "w_slab": _slab((config.stages, *plan.slab_weights), half),
+        "y_slab": _slab((lanes, *plan.slab_out), out),
+        "loaded": plgpu.Barrier(
+            num_arrivals=_num_copies(plan), num_barriers=config.stages
+        ),
+        "free": plgpu.Barrier(
+            num_arrivals=config.warpgroups, num_barriers=config.stages
+        ),
+    }
+    if plan.way == "turned":
+        scratch["turned"] = turned(config.slots * plan.pieces, config.depth, half)
+        scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
+        if plan.transposes:
+            scratch["turned_out"] = turned(plan.pieces_out, config.features, half_out)
+    operands = (x, weights) if offsets is None else (x, weights, offsets)
+
+    def body(*refs: Any) -> None:
+        *inputs, y_ref, named = refs
+        x_ref, w_ref, *offset_ref = inputs
+        _Kernel(
+            plan, activation, x_ref, w_ref, (offset_ref or [None])[0], y_ref, **named
+        ).run()
+
+    return plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(_view(plan, plan.factor.b), out),
+        scratch_types=[scratch],
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
+        grid=(plan.ctas,),
+        grid_names=("cta",),
+        num_threads=config.warpgroups,
+        thread_name="wg",
+    )(*operands)
+
+
+def _slab(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Shared memory for TMA, whose last axis is swizzled if it is wide enough."""
+    size = shape[-1] * dtype.itemsize
+    if size not in (32, 64, 128):
+        return plgpu.SMEM(shape, dtype)
+    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
+
+
+def _num_copies(plan: Tiling) -> int:
+    """TMA copies that fetch a chunk."""
+    whole = plan.transposes and not plan.whole_runs
+    pieces_, panels, *_ = plan.slab_weights
+    return (1 if whole else plan.slab_in[0]) + pieces_ * panels
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Item:
+    """One item of work: block, first output, first vector."""
+
+    block: jax.Array
+    feature: jax.Array
+    row: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kernel:
+    """What the kernel's functions share while they are traced; refs are Pallas refs."""
+
+    plan: Tiling
+    activation: Activation | None
+    x: Any
+    w: Any
+    offsets: Any
+    y: Any
+    x_slab: Any
+    w_slab: Any
+    y_slab: Any
+    loaded: Any
+    free: Any
+    turned: Any = None
+    turned_out: Any = None
+    phase: Any = None
+
+    def run(self) -> None:
+        """Takes items until there are none left."""
+        plan, config = self.plan, self.plan.config
+        lag = self.lag
+        mine = jax.lax.div(
+            plan.items - jax.lax.axis_index("cta") + plan.ctas - 1, plan.ctas
+        )
+        for serial in range(config.stages - lag):
+            self.fetch(jnp.int32(serial))
+
+        def take_item(turn: jax.Array, carry: None) -> None:
+            item = self.item_of(turn)
+
+            def take_chunk(chunk: jax.Array, sums: Any) -> Any:
+                serial = turn * plan.chunks + chunk
+                at = jax.lax.rem(serial, config.stages)
+                plgpu.barrier_wait(self.loaded.at[at])
+                if plan.way == "turned":
+                    if config.slots == 1:
+                        self.meet()  # Nobody reads the chunk before any more.
+                    self.turn(serial, at)
+                    self.meet()
+                sums = self.multiply(serial, at, sums)
+                # TMA may overwrite what was just read.
+                plgpu.commit_smem()
+                if lag:
+                    wanted = serial + config.stages < mine * plan.chunks
+                    pl.when(wanted)(lambda: plgpu.barrier_arrive(self.free.at[at]))
+                self.fetch(serial + config.stages - lag)
+                return sums
+
+            sums = jax.lax.fori_loop(0, plan.chunks, take_chunk, self.zeros())
+            self.finish(item, turn, sums)
+            return carry
+
+        jax.lax.fori_loop(0, mine, take_item, None)
+        plgpu.wait_smem_to_gmem(0)
+
+    @property
+    def lag(self) -> int:
+        """Chunks after which a stage is taken to be free.
+
+        The first warpgroup fetches for all. It asks for the stage of the chunk before
+        last, which the others have mostly left, so that it need not wait for them.
+        """
+        return 1 if self.plan.config.warpgroups > 1 else 0
+
+    def meet(self) -> None:
+        """Waits for the CTA's other warpgroups."""
+        if self.plan.config.warpgroups > 1:
+            plgpu.barrier_arrive(self.phase)
+            plgpu.barrier_wait(self.phase)
+
+    def item_of(self, turn: jax.Array) -> _Item:
+        plan, config = self.plan, self.plan.config
+        index = jax.lax.axis_index("cta") + turn * plan.ctas
+        index, feature = _divmod(index, plan.feature_tiles)
+        if config.batch_first:
+            group, tile = _divmod(index, plan.batch_tiles)
+        else:
+            tile, group = _divmod(index, plan.groups)
+        return _Item(
+            group * config.blocks, feature * config.features, tile * config.rows
+        )
+
+    def parts(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """This warpgroup's first block, output and vector within the tile."""
+        plan, config = self.plan, self.plan.config
+        wg = jax.lax.axis_index("wg")
+        wg, rows = _divmod(wg, config.split_rows)
+        blocks, features = _divmod(wg, config.split_features)
+        return blocks * plan.blocks, features * plan.features, rows * plan.rows
+
+    def fetch(self, serial: jax.Array) -> None:
+        """Starts the copies of chunk number `serial`, counted over items."""
+        plan, config = self.plan, self.plan.config
+        turn, chunk = _divmod(serial, plan.chunks)
+        at = jax.lax.rem(serial, config.stages)
+        in_range = jax.lax.axis_index("cta") + turn * plan.ctas < plan.items
+
+        @pl.when(in_range & (jax.lax.axis_index("wg") == 0))
+        def _() -> None:
+            if self.lag:
+                used = serial >= config.stages
+                pl.when(used)(lambda: plgpu.barrier_wait(self.free.at[at]))
+            item = self.item_of(turn)
+            self.fetch_x(item, chunk * config.depth, at)
+            self.fetch_weights(item, chunk * config.depth, at)
+
+    def fetch_x(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
+        plan, config = self.plan, self.plan.config
+        i, k = _divmod(item.block, plan.factor.d)
+        slab, loaded = self.x_slab.at[at], self.loaded.at[at]
+        panels, _, width = plan.slab_in
+        all_rows = pl.ds(item.row, config.rows)
+        if plan.transposes and not plan.whole_runs:
+            source = self.x.at[
+                all_rows, i, pl.ds(depth, config.depth), pl.ds(k, config.blocks)
+            ]
+            # One copy, which puts the vectors of each input together.
+            plgpu.copy_gmem_to_smem(source, slab.transpose((1, 0, 2)), loaded)
+            return
+        for p in range(panels):
+            if plan.feature_first:
+                rows = pl.ds(item.row + p * width, width)
+                source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
+            else:
+                start = depth * plan.factor.d + p * width
+                source = self.x.at[all_rows, i, pl.ds(start, width)]
+            plgpu.copy_gmem_to_smem(source, slab.at[p], loaded)
+
+    def fetch_weights(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
+        plan = self.plan
+        num_pieces, panels, blocks, features, width = plan.slab_weights
+        for piece in range(num_pieces):
+            for p in range(panels):
+                source = self.w.at[
+                    pl.ds(item.block, blocks),
+                    piece,
+                    pl.ds(item.feature, features),
+                    pl.ds(depth + p * width, width),
+                ]
+                target = self.w_slab.at[at, piece, p]
+                plgpu.copy_gmem_to_smem(source, target, self.loaded.at[at])
+
+    def zeros(self) -> list[list[jax.Array]]:
+        """Sums: for each block of the warpgroup, for each panel of vectors."""
+        plan = self.plan
+        if plan.way == "flat":
+            shape, panels = (plan.rows, plan.features), 1
+        else:
+            width = plan.slab_in[-1] if plan.way == "columns" else plan.rows
+            shape, panels = (plan.features, width), plan.rows // width
+        zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout("ACC"))
+        return [[zero] * panels for _ in range(plan.blocks)]
+
+    def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
+        """How an operand of an mma is spread over a warpgroup's registers."""
+        layout = getattr(plgpu.Layout, f"MMA_{operand}")
+        return layout(self.w.dtype, m_warps=self.plan.config.m_warps)
+
+    def turn(self, serial: jax.Array, at: jax.Array) -> None:
+        """Brings a chunk of x into the turned buffer."""
+        plan, config = self.plan, self.plan.config
+        panels, _, width = plan.slab_in
+        slot = jax.lax.rem(serial, config.slots) * plan.pieces
+        if plan.transposes:
+            layout, blocks = _turning(4), config.rows // 64
+        else:
+            layout, blocks = _turning(1), 1
+
+        def take_unit(unit: jax.Array) -> None:
+            p, block = _divmod(unit, blocks)
+            panel = self.x_slab.at[at, p]
+            if not plan.transposes:
+                columns = pl.ds(p * width, width)
+                for n, part in enumerate(self.split(_load(panel, layout))):
+                    target = self.turned.at[
+                        slot + n, pl.ds(0, config.depth), 0, columns
+                    ]
+                    target[...] = part
+                return
+            rows = pl.ds(block * 64, 64)
+            parts = self.split(_load(panel.at[rows], layout))
+            length = math.gcd(width, plan.run)
+            for n, part in enumerate(parts):
+                for start in range(0, width, length):
+                    run, first = _divmod(p * width + start, plan.run)
+                    features = pl.ds(first, length)
+                    target = self.turned.at[slot + n, run, features, rows].T
+                    target[...] = part[:, start : start + length]
+
+        self.deal(panels * blocks, take_unit)
+
+    def split(self, x: jax.Array) -> Sequence[jax.Array]:
+        """What was loaded, as the tensor core takes it."""
+        if self.plan.item_in == 4:
+            return pieces.split(x, self.plan.pieces)
+        return (x,)
+
+    def deal(self, units: int, take: Callable[[jax.Array], None]) -> None:
+        """Deals units out to the warpgroups."""
+        warpgroups = self.plan.config.warpgroups
+
+        def step(turn: jax.Array, carry: None) -> None:
+            unit = turn * warpgroups + jax.lax.axis_index("wg")
+            if units % warpgroups:
+                pl.when(unit < units)(lambda: take(unit))
+            else:
+                take(unit)
+            return carry
+
+        jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
+
+    def multiply(self, serial: jax.Array, at: jax.Array, sums: Any) -> Any:
+        """Adds the products of a chunk to the sums."""
+        plan = self.plan
+        block, feature, _ = self.parts()
+        _, panels, *_, width = plan.slab_weights
+        pairs = pieces.products(plan.pieces)
+        side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
+        sums = [list(one) for one in sums]
+        for n, one in enumerate(sums):
+            for p in range(panels):
+                weights = []
+                for piece in range(plan.pieces):
+                    ref = self.w_slab.at[at, piece, p, block + n]
+                    ref = ref.at[pl.ds(feature, plan.features)]
+                    ref = ref.T if plan.way == "flat" else ref
+                    weights.append(_load(ref, self.layout(side)))
+                for m in range(len(one)):
+                    if plan.way == "flat":
+                        for start, parts in self.inputs(at, p * width, width):
+                            stop = start + parts[0].shape[1]
+                            for i, j in pairs:
+                                w = weights[j][start:stop]
+                                one[m] = plgpu.mma(one[m], parts[i], w)
+                    else:
+                        for i, j in pairs:
+                            x = self.columns(serial, at, block + n, p * width, m, i)
+                            one[m] = plgpu.mma(one[m], weights[j], x)
+        return sums
+
+    def inputs(
+        self, at: jax.Array, depth: int, length: int
+    ) -> list[tuple[int, Sequence[jax.Array]]]:
+        """Inputs of a block as left operands, in pieces, and where they begin."""
+        plan = self.plan
+        *_, row = self.parts()
+        width = plan.slab_in[-1]
+        found = []
+        for start in range(0, length, width):
+            ref = self.x_slab.at[at, (depth + start) // width, pl.ds(row, plan.rows)]
+            found.append((start, self.split(_load(ref, self.layout("LHS")))))
+        return found
+
+    def columns(
+        self, serial: jax.Array, at: jax.Array, block: Any, depth: int, m: int, i: int
+    ) -> jax.Array:
+        """Inputs of a block as a right operand: piece i of panel m of the vectors."""
+        plan = self.plan
+        *_, row = self.parts()
+        width = plan.slab_weights[-1]
+        if plan.way == "columns":
+            panel = jax.lax.div(row, plan.slab_in[-1]) + m
+            ref = self.x_slab.at[at, panel, pl.ds(depth, width)]
+        else:
+            # Which of the inputs that share a run, and the first run.
+            one, first = divmod(depth, plan.config.depth // plan.interleave)
+            slot = jax.lax.rem(serial, plan.config.slots) * plan.pieces + i
+            ref = self.turned.at[
+                slot,
+                pl.ds(first, width),
+                one * plan.config.blocks + block,
+                pl.ds(row, plan.rows),
+            ]
+        return _load(ref, self.layout("RHS"))
+
+    def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
+        """Applies the epilogue to the sums and sends them to y."""
+        block, feature, _ = self.parts()
+        values = [
+            [
+                self.epilogue(one, item.block + block + n, item.feature + feature)
+                for one in panels
+            ]
+            for n, panels in enumerate(sums)
+        ]
+        if self.plan.transposes:
+            self.turn_back(values)
+            self.meet()
+            self.send_turned(item, turn)
+        else:
+            self.send(item, turn, values[0])
+
+    def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
+        if self.offsets is not None:
+            along = 0 if self.plan.way == "flat" else 1
+            offsets = plgpu.load(
+                self.offsets.at[block, pl.ds(feature, self.plan.features)],
+                layout=self.layout("ACC").reduce(along),
+                optimized=False,
+            )
+            sums = sums + jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
+        return activate(sums, self.activation)
+
+    def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:
+        """Sends a warpgroup's own part of a tile."""
+        plan = self.plan
+        _, feature, row = self.parts()
+        i, k = _divmod(item.block, plan.factor.d)
+        panels, _, width = plan.slab_out
+        slab = self.slab(turn)
+        per_value = panels // len(values)
+        for m, value in enumerate(values):
+            value = value.astype(self.y.dtype)
+            for q in range(per_value):
+                part = value[:, q * width : (q + 1) * width]
+                slab.at[m * per_value + q][...] = part
+        plgpu.commit_smem()
+        for p in range(panels):
+            first, start = item.row + row, item.feature + feature
+            if plan.way == "flat":
+                target = self.y.at[
+                    pl.ds(first, plan.rows), i, pl.ds(start + p * width, width)
+                ]
+            else:
+                target = self.y.at[
+                    i, pl.ds(start, plan.features), k, pl.ds(first + p * width, width)
+                ]
+            plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
+
+    def slab(self, serial: jax.Array) -> Any:
+        """A slab of y that this warpgroup may write."""
+        out_stages = self.plan.config.out_stages
+        # Its last journey has to be over.
+        plgpu.wait_smem_to_gmem(out_stages - 1, wait_read_only=True)
+        wg = jax.lax.axis_index("wg")
+        return self.y_slab.at[wg * out_stages + jax.lax.rem(serial, out_stages)]
+
+    def turn_back(self, values: list[list[jax.Array]]) -> None:
+        """Puts the sums into the turned buffer."""
+        plan = self.plan
+        block, feature, row = self.parts()
+        s = plan.interleave
+        length = plan.features // s
+        runs = pl.ds(jax.lax.div(feature, s), length)
+        for n, (value,) in enumerate(values):
+            if plan.pieces_out == 1:
+                parts: Sequence[jax.Array] = (value.astype(self.turned_out.dtype),)
+            else:
+                parts = pieces.split(value, plan.pieces_out)
+            for piece, part in enumerate(parts):
+                for one in range(s):
+                    at = one * plan.config.blocks + block + n
+                    target = self.turned_out.at[piece, runs, at, pl.ds(row, plan.rows)]
+                    target[...] = part[one * length : (one + 1) * length]
+
+    def send_turned(self, item: _Item, turn: jax.Array) -> None:
+        """Transposes the turned buffer into slabs and sends them."""
+        plan, config = self.plan, self.plan.config
+        i, k = _divmod(item.block, plan.factor.d)
+        panels, _, width = plan.slab_out
+        units = config.features * config.blocks // (panels * width)
+        per_tile = pl.cdiv(units, config.warpgroups)
+        all_rows = pl.ds(item.row, config.rows)
+
+        def take_unit(unit: jax.Array) -> None:
+            slab = self.slab(turn * per_tile + jax.lax.div(unit, config.warpgroups))
+            for p in range(panels):
+                for block in range(config.rows // 64):
+                    rows = pl.ds(block * 64, 64)
+                    value = self.turned_panel((unit * panels + p) * width, width, rows)
+                    slab.at[p, rows][...] = value.astype(self.y.dtype)
+            plgpu.commit_smem()
+            if plan.whole_runs:
+                start = item.feature * config.blocks + unit * width
+                target = self.y.at[all_rows, i, pl.ds(start, width)]
+                plgpu.copy_smem_to_gmem(slab.at[0], target)
+            else:
+                start = item.feature + unit * panels
+                target = self.y.at[
+                    all_rows, i, pl.ds(start, panels), pl.ds(k, config.blocks)
+                ]
+                plgpu.copy_smem_to_gmem(slab.transpose((1, 0, 2)), target)
+
+        self.deal(units, take_unit)
+
+    def turned_panel(self, feature: jax.Array, width: int, rows: Any) -> jax.Array:
+        """Neighbouring features of a tile of y, as (64, width)."""
+        plan = self.plan
+        length = math.gcd(width, plan.run)
+        parts = []
+        for start in range(0, width, length):
+            run, first = _divmod(feature + start, plan.run)
+            features = pl.ds(first, length)
+            planes = [
+                _load(self.turned_out.at[piece, run, features, rows].T, _turning(4))
+                for piece in reversed(range(plan.pieces_out))
+            ]
+            if plan.pieces_out > 1:
+                planes = [plane.astype(jnp.float32) for plane in planes]
+            parts.append(functools.reduce(jnp.add, planes))  # The smallest first.
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _turning(m_warps: int) -> Any:
+    """How a tile lies in registers on its way through a transpose."""
+    return plgpu.Layout.MMA_ACC(jnp.bfloat16, m_warps=m_warps)
+
+
+def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+    if by == 1:
+        return n, jnp.int32(0)
+    return jax.lax.div(n, by), jax.lax.rem(n, by)
+
+
+def _load(ref: Any, layout: Any) -> Any:
+    return plgpu.load(ref, layout=layout, optimized=False)

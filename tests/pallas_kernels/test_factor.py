@@ -1,0 +1,294 @@
+"""The one-factor kernel, in the interpreter: values against float64, and races."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import butterjax as bj
+from butterjax.numerics import tolerance
+from pallas_kernels import factor_tiles, pieces
+from pallas_kernels.factor import Config, default_config, factor
+from tests import gpu_interpreter, reference
+
+# One warpgroup, and two that share vectors, outputs or blocks.
+ALONE = Config(features=32, depth=32, m_warps=1, stages=2, ctas=2)
+BY_ROWS = Config(128, 32, 16, split_rows=2, m_warps=1, stages=3, out_stages=2, ctas=1)
+BY_FEATURES = Config(64, 64, 16, split_features=2, m_warps=2, stages=2, ctas=2)
+TALL = Config(64, 64, 32, m_warps=4, stages=1, ctas=1, batch_first=True)
+NEIGHBOURS = Config(64, 32, 16, 8, split_blocks=2, m_warps=1, stages=2, ctas=2)
+
+both_layouts = pytest.mark.parametrize("axis", [-1, 0])
+
+
+def check(shape, config, *, batch=104, axis, dtype="bfloat16", **options):
+    """Compares the kernel with float64 on random numbers."""
+    patterns = bj.Chain([shape])
+    x = reference.draw((batch, patterns.in_features), dtype, seed=1)
+    (w,) = reference.draw_factors(patterns, dtype, seed=2)
+    function = functools.partial(factor, axis=axis, config=config, **options)
+    y = gpu_interpreter.run(function, x if axis == -1 else x.T, w)
+    assert y.dtype == dtype
+    y = y if axis == -1 else y.T
+    bound = tolerance(dtype, 1)
+    if dtype == "float32" and options.get("precision") != "highest":
+        bound = 2**-16  # Two pieces of 8 bits, and a sign each.
+    assert reference.relative_error(y, reference.apply(x, [w])) < bound
+
+
+@both_layouts
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ((2, 16, 16, 1), ALONE),
+        ((1, 48, 48, 1), BY_ROWS),  # Several tiles of outputs and chunks of inputs.
+        ((1, 72, 200, 1), BY_FEATURES),
+        ((1, 64, 64, 1), TALL),
+        ((16, 2, 2, 1), ALONE),  # Merged into blocks of 16.
+    ],
+    ids=str,
+)
+def test_blocks_of_neighbours(shape, config, axis):
+    check(shape, config, axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ((1, 48, 80, 2), ALONE),
+        ((2, 24, 20, 3), BY_ROWS),  # Neither b nor c a multiple of the tile.
+        ((1, 2, 2, 32), BY_FEATURES),
+        ((2, 64, 16, 5), TALL),
+    ],
+    ids=str,
+)
+def test_spread_blocks_of_a_feature_first_array(shape, config):
+    check(shape, config, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ((1, 48, 32, 16), NEIGHBOURS),
+        ((2, 16, 24, 16), Config(64, 16, 16, 16, m_warps=1, stages=2, ctas=1)),
+        ((1, 2, 2, 128), NEIGHBOURS),  # Merged into (1, 16, 16, 16).
+        (
+            (1, 48, 48, 4),
+            Config(64, 64, 32, 4, split_features=2, m_warps=1, stages=2, ctas=2),
+        ),
+        (
+            (1, 48, 72, 2),
+            Config(64, 64, 64, 2, split_blocks=2, stages=2, m_warps=1, slots=1),
+        ),
+        ((2, 16, 16, 3), ALONE),  # Three blocks merged into one.
+    ],
+    ids=str,
+)
+def test_spread_blocks_of_a_feature_last_array(shape, config):
+    check(shape, config, axis=-1)
+
+
+@pytest.mark.parametrize("precision", [None, "highest"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "config"),
+    [
+        ((2, 48, 32, 1), -1, BY_ROWS),
+        ((1, 48, 48, 2), 0, ALONE),
+        ((1, 16, 32, 8), -1, Config(64, 16, 16, 8, m_warps=1, stages=2, slots=1)),
+    ],
+    ids=str,
+)
+def test_float32(shape, axis, config, precision):
+    check(shape, config, axis=axis, dtype="float32", precision=precision)
+
+
+@both_layouts
+@pytest.mark.parametrize("d", [1, 16])
+def test_float16(axis, d):
+    config = NEIGHBOURS if (axis, d) == (-1, 16) else ALONE
+    check((1, 32, 32, d), config, axis=axis, dtype="float16")
+
+
+@pytest.mark.parametrize("batch", [1, 63, 65, 200])
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [((1, 32, 32, 1), BY_ROWS), ((1, 16, 16, 8), NEIGHBOURS)],
+    ids=str,
+)
+def test_any_batch(shape, config, batch):
+    check(shape, config, batch=batch, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "config", "activation"),
+    [
+        ((2, 40, 32, 1), -1, ALONE, None),
+        ((2, 40, 32, 1), -1, ALONE, "relu"),
+        ((2, 24, 16, 3), 0, BY_FEATURES, "gelu"),
+        (
+            (1, 48, 32, 4),
+            -1,
+            Config(64, 32, 32, 4, split_blocks=2, m_warps=1, stages=2),
+            "silu",
+        ),
+    ],
+    ids=str,
+)
+def test_epilogue(shape, axis, config, activation):
+    patterns = bj.Chain([shape])
+    x = reference.draw((72, patterns.in_features), "bfloat16", seed=1)
+    (w,) = reference.draw_factors(patterns, "bfloat16", seed=2)
+    bias = reference.draw((patterns.out_features,), "float32", seed=3)
+    function = functools.partial(
+        factor, axis=axis, config=config, activation=activation, out_dtype="float32"
+    )
+    y = gpu_interpreter.run(
+        lambda x, w, bias: function(x, w, bias=bias), x if axis == -1 else x.T, w, bias
+    )
+    assert y.dtype == jnp.float32
+    expected = reference.activate(reference.apply(x, [w]) + bias, activation)
+    error = reference.relative_error(y if axis == -1 else y.T, expected)
+    assert error < tolerance("float32", 1)
+
+
+@both_layouts
+def test_empty_batch(axis):
+    x = jnp.zeros((0, 64) if axis == -1 else (64, 0), "bfloat16")
+    w = jnp.zeros((1, 32, 16, 4), "bfloat16")
+    y = factor(x, w, axis=axis, out_dtype="float32")
+    assert y.shape == ((0, 128) if axis == -1 else (128, 0))
+    assert y.dtype == jnp.float32
+
+
+def test_vmap():
+    xs = reference.draw((2, 40, 64), "bfloat16")
+    (w,) = reference.draw_factors(bj.Chain([(2, 16, 32, 1)]), "bfloat16")
+    ws = np.stack([w, 2 * w])
+    ys = gpu_interpreter.run(jax.vmap(functools.partial(factor, config=ALONE)), xs, ws)
+    for x, w, y in zip(xs, ws, ys, strict=True):
+        error = reference.relative_error(y, reference.apply(x, [w]))
+        assert error < tolerance("bfloat16", 1)
+
+
+def test_nan_stays_in_its_vector():
+    x = np.asarray(reference.draw((64, 256), "bfloat16"))
+    x[3, 7] = np.nan
+    (w,) = reference.draw_factors(bj.Chain([(1, 16, 16, 16)]), "bfloat16")
+    y = gpu_interpreter.run(functools.partial(factor, config=NEIGHBOURS), x, w)
+    y = np.asarray(y, np.float64)
+    assert np.isnan(y[3]).any()
+    assert np.isfinite(np.delete(y, 3, axis=0)).all()
+
+
+def arrays(shape, *, batch=32, axis=-1, dtype="bfloat16"):
+    """Shapes and dtypes of a call, without numbers."""
+    n = bj.Chain([shape]).in_features
+    x = jax.ShapeDtypeStruct((batch, n) if axis == -1 else (n, batch), dtype)
+    return x, jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_lowering_for_a_cpu_is_refused():
+    with pytest.raises(NotImplementedError, match=r"NVIDIA GPUs.* lowered for cpu"):
+        jax.jit(factor).lower(*arrays((2, 16, 16, 1)))
+
+
+def test_exports_for_a_gpu_from_any_machine():
+    call = arrays((2, 16, 16, 1))
+    exported = jax.export.export(jax.jit(factor), platforms=["cuda"])(*call)
+    assert "mosaic_gpu" in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "reason"),
+    [
+        (arrays((2, 16, 16, 1), dtype="complex64"), {}, "one of .* got complex64"),
+        (arrays((2, 16, 16, 1)), {"out_dtype": "int8"}, "out_dtype must .* got int8"),
+        (arrays((1, 3, 5, 1)), {}, "last axis of x must be a multiple of 8"),
+        (arrays((1, 3, 8, 1)), {}, "last axis of y must be a multiple of 8"),
+        (arrays((2, 16, 16, 1), batch=12, axis=0), {"axis": 0}, "last axis of x"),
+        (arrays((1, 16, 16, 136 * 67)), {"config": ALONE}, "blocks must be 9112"),
+        (arrays((1, 16, 16, 67)), {}, "have no embedding"),
+        (
+            arrays((1, 512, 512, 1)),
+            {"config": Config(256, 256, 128, stages=4)},
+            "bytes of shared memory are more than 232,448",
+        ),
+        (
+            arrays((2, 16, 16, 1)),
+            {"config": Config(features=16, m_warps=1)},
+            "must be multiples of 16 and 32, not 64 and 16",
+        ),
+        (arrays((2, 16, 16, 1)), {"config": NEIGHBOURS}, "blocks must be 1"),
+    ],
+)
+def test_what_is_unsupported_is_refused_while_tracing(call, options, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(functools.partial(factor, **options), *call)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    x, w = arrays((2, 16, 16, 1))
+    with pytest.raises(ValueError, match="takes a·c·d = 32 features, but is given 48"):
+        jax.eval_shape(factor, jax.ShapeDtypeStruct((8, 48), "bfloat16"), w)
+    with pytest.raises(ValueError, match="axis must be 0 or -1, got 1"):
+        jax.eval_shape(functools.partial(factor, axis=1), x, w)
+    with pytest.raises(ValueError, match=r"bias must have shape \(32,\), got \(16,\)"):
+        jax.eval_shape(lambda x, w: factor(x, w, bias=jnp.zeros(16)), x, w)
+    with pytest.raises(NotImplementedError, match="w has dtype float32, but x has bf"):
+        jax.eval_shape(factor, x, jax.ShapeDtypeStruct((2, 16, 16, 1), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"rows": 96}, "rows must be a multiple of 64 and at most 256, got 96"),
+        ({"features": 8}, "features must be a multiple of 16"),
+        ({"m_warps": 3}, "m_warps must be 1, 2 or 4, got 3"),
+        ({"stages": 0}, "stages must be positive, got 0"),
+        ({"split_rows": 8}, "must be at most 4, got 8"),
+        ({"split_blocks": 2}, "blocks must be a multiple of split_blocks = 2, got 1"),
+    ],
+)
+def test_configurations_that_cannot_be(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        Config(**fields)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 48, 48, 1),
+        (96, 192, 192, 4),
+        (4, 1024, 1024, 16),
+        (1, 64, 16, 48),
+        (1, 128, 128, 3),
+        (2, 48, 192, 12),
+        (1, 2, 2, 512),
+    ],
+    ids=str,
+)
+def test_default_configuration_fits(shape, dtype, axis):
+    config = default_config(shape, dtype, 25088, axis=axis)
+    size = jnp.dtype(dtype).itemsize
+    tiling = factor_tiles.tiling(
+        shape,
+        config,
+        batch=25088,
+        feature_first=axis == 0,
+        item_in=size,
+        item_out=size,
+        pieces=pieces.count(dtype, None),
+    )
+    a, b, c, d = shape
+    embedded = tiling.factor
+    assert embedded.a * embedded.c * embedded.d == a * c * d
+    assert tiling.feature_tiles * config.features >= embedded.b
+    # Nothing beats the floor: x read once and y written once.
+    load = factor_tiles.load(tiling)
+    assert load.hbm == pytest.approx(25088 * a * d * (b + c) * size / 4.3e12)
+    assert load.bound >= load.hbm
