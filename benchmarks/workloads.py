@@ -18,7 +18,7 @@ Direction = Literal["forward", "forward+backward"]
 LAYOUTS: dict[Layout, Literal[0, -1]] = {"feature_last": -1, "feature_first": 0}
 DIRECTIONS: tuple[Direction, ...] = ("forward", "forward+backward")
 DTYPES = ("float32", "bfloat16", "float16")
-DENSE_LAYER = "dense layer"
+DENSE_LAYER = bj.planning.DENSE_LAYER
 
 
 @dataclasses.dataclass(frozen=True)
