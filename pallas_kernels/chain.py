@@ -44,17 +44,16 @@ thread, meet the same swizzle. Only features-first slabs of more than 64 rows ha
 
 *Which ceiling binds*, predicted and not measured: for the configuration that
 `default_config` takes at a batch of 25,088, Monarch chains, features last; kilobytes
-and nanoseconds per vector on an H200 of 4.8 TB/s (data sheet), shared memory of 33 TB/s
-(128 bytes a clock) and, assumed, an L2 cache of 6 TB/s. The last column adds fetches
-that come late and waiting between factors.
+and nanoseconds per vector, with the rates that `pallas_kernels.chips` assumes of an
+H200. The last column adds fetches that come late and waiting between factors.
 
     n, type          rows   HBM  L2   SMEM   ns: HBM  L2    SMEM  all
-    256, bfloat16    32     1    1.5  6.5        0.21 0.26  0.20  0.26
-    512, bfloat16    64     2    2.8  12         0.43 0.47  0.37  0.55
-    1024, bfloat16   64     4    6    32         0.85 1.02  0.98  1.11
-    2048, bfloat16   32     8    20   80         1.71 3.41  2.45  4.54
-    512, float32     64     4    5.5  30         0.85 0.94  0.92  1.16
-    1024, float32    32     8    16   84         1.71 2.73  2.57  2.97
+    256, bfloat16    32     1    1.5  6.5        0.24 0.28  0.23  0.28
+    512, bfloat16    64     2    2.8  12         0.48 0.51  0.44  0.59
+    1024, bfloat16   64     4    6    26         0.95 1.12  0.93  1.20
+    2048, bfloat16   32     8    20   80         1.91 3.72  2.85  4.54
+    512, float32     64     4    5.5  30         0.95 1.02  1.07  1.19
+    1024, float32    32     8    16   80         1.91 2.98  2.85  3.22
 
 So up to n = 1024 bfloat16 should come near the floor, and from n = 2048 on the weights,
 which every tile of 32 vectors fetches anew, bind: that wants a cluster of CTAs that
@@ -74,186 +73,21 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import (
-    arguments,
-    chain_plan,
-    compat,
-    pieces,
-    tiles,
-    traffic,
-    tuned,
-)
+from pallas_kernels import arguments, chain_plan, compat, pieces, tiles
 from pallas_kernels.blocks import bias_blocks, weight_blocks
-from pallas_kernels.chain_plan import Plan, Step, Types
+from pallas_kernels.chain_config import (
+    Config,
+    check_runs,
+    check_smem,
+    default_config,
+    plan_for,
+    predicted_seconds,
+    types_of,
+)
+from pallas_kernels.chain_plan import Plan, Step
 from pallas_kernels.epilogue import Activation, activate
 
-DTYPES = ("bfloat16", "float16", "float32")
-_MAX_BARRIERS = 32  # In one allocation.
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Config:
-    """How the kernel is laid out on the chip; it never changes what is computed.
-
-    Attributes:
-      rows: vectors of the batch in a tile, a multiple of 16·m_warps.
-      warpgroups: warpgroups of 128 threads in a CTA.
-      m_warps: warps of a warpgroup along the batch, the rest along output features.
-      stages: units whose x and weights are in flight or in use, per warpgroup.
-      out_stages: slabs of y that may be on their way to HBM, per warpgroup.
-      shares: shares of the last factor's rows, applied and stored one after another
-        where y is stored from a buffer.
-      ctas: CTAs to launch at most; each takes tiles until there are none left.
-    """
-
-    rows: int = 32
-    warpgroups: int = 4
-    m_warps: Literal[1, 2, 4] = 2
-    stages: int = 2
-    out_stages: int = 2
-    shares: int = 1
-    ctas: int = 264
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise ValueError(f"Config: {field.name} must be positive, got {value}")
-        if self.m_warps not in (1, 2, 4):
-            raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
-        if self.rows % self.mma.m or self.rows > tiles.MAX_BLOCK:
-            raise ValueError(
-                f"Config: rows must be a multiple of 16·m_warps = {self.mma.m} and at "
-                f"most {tiles.MAX_BLOCK}, got {self.rows}"
-            )
-        if self.warpgroups > 8:
-            raise ValueError(
-                f"Config: warpgroups must be at most 8, got {self.warpgroups}"
-            )
-        if self.warpgroups * self.stages > _MAX_BARRIERS:
-            raise ValueError(
-                f"Config: warpgroups · stages must be at most {_MAX_BARRIERS}, got "
-                f"{self.warpgroups} · {self.stages}"
-            )
-
-    @property
-    def mma(self) -> tiles.Mma:
-        """The tile of one mma."""
-        return tiles.Mma(self.m_warps)
-
-
-_ROWS = (16, 32, 64, 128)
-_M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
-_SHARES = (1, 2, 4)
-_WARPGROUPS = (1, 2, 3, 4, 6, 8)
-_STAGES = (1, 2, 3, 4, 6, 8)
-_OUT_STAGES = (1, 2)
-
-
-@tuned.before_rule("chain", Config)
-def default_config(
-    shapes: Sequence[Sequence[int]],
-    dtype: jax.typing.DTypeLike,
-    batch: int,
-    *,
-    axis: Literal[0, -1] = -1,
-    out_dtype: jax.typing.DTypeLike | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> Config:
-    """The configuration that should be fastest: as measured, or as predicted.
-
-    What was measured is in tables (`pallas_kernels.tuned`); without them
-    `pallas_kernels.traffic` tells.
-
-    Args:
-      shapes: patterns (a, b, c, d), in the order of the matrix product.
-      dtype: of x and the factors.
-      batch: vectors in x.
-      axis: the feature axis of x.
-      out_dtype: of the result; None for that of x.
-      precision: as in `chain`.
-      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
-
-    Raises:
-      NotImplementedError: if no configuration fits the chain; the message says why
-        the one that needs least does not.
-    """
-    types = _types(dtype, out_dtype, precision)
-    _check_runs(shapes, types, batch, axis)
-    best, least = math.inf, None
-    reason: NotImplementedError | None = None
-    for rows, m_warps, shares in itertools.product(_ROWS, _M_WARPS, _SHARES):
-        if rows % tiles.Mma(m_warps).m:
-            continue
-        tile = Config(rows=rows, m_warps=m_warps, shares=shares)
-        try:
-            plan = _plan(shapes, types, tile, axis)
-            _check_smem(
-                plan, dataclasses.replace(tile, warpgroups=1, stages=1, out_stages=1)
-            )
-        except NotImplementedError as error:
-            reason = reason or error
-            continue
-        for warpgroups, stages, out_stages in itertools.product(
-            _WARPGROUPS, _STAGES, _OUT_STAGES
-        ):
-            if warpgroups * stages > _MAX_BARRIERS:
-                continue
-            config = dataclasses.replace(
-                tile, warpgroups=warpgroups, stages=stages, out_stages=out_stages
-            )
-            seconds = _seconds(plan, config, max(batch, 1))
-            if seconds < best:
-                best, least = seconds, config
-    if least is None:
-        raise reason or NotImplementedError(
-            f"chain: the patterns {list(shapes)} need more registers than there are"
-        )
-    return least
-
-
-def predicted_seconds(
-    shapes: Sequence[Sequence[int]],
-    dtype: jax.typing.DTypeLike,
-    batch: int,
-    *,
-    axis: Literal[0, -1] = -1,
-    out_dtype: jax.typing.DTypeLike | None = None,
-    config: Config | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> float:
-    """How long a launch should take on an H200, by `pallas_kernels.traffic`.
-
-    Args:
-      shapes, dtype, batch, axis, out_dtype, precision: as `default_config` has them.
-      config: None for `default_config`.
-
-    Returns:
-      Seconds; infinite if the configuration does not fit the chip.
-
-    Raises:
-      NotImplementedError: as `default_config` does.
-    """
-    config = config or default_config(
-        shapes, dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
-    )
-    types = _types(dtype, out_dtype, precision)
-    return _seconds(_plan(shapes, types, config, axis), config, batch)
-
-
-def _seconds(plan: Plan, config: Config, batch: int) -> float:
-    smem_bytes = _smem_bytes(plan, config)
-    if smem_bytes > tiles.SMEM_BYTES:
-        return math.inf
-    return traffic.seconds(
-        plan,
-        batch=batch,
-        rows=config.rows,
-        mma=config.mma,
-        warpgroups=config.warpgroups,
-        stages=config.stages,
-        smem_bytes=smem_bytes,
-    )
+__all__ = ["Config", "chain", "default_config", "predicted_seconds"]
 
 
 def chain(
@@ -299,16 +133,16 @@ def chain(
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
     shapes, batch, n_out = arguments.check("chain", x, factors, bias, axis)
-    types = _types(x.dtype, out_dtype, precision)
+    types = types_of(x.dtype, out_dtype, precision)
     if batch == 0:
         return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), types.y)
-    _check_runs(shapes, types, batch, axis)
+    check_runs(shapes, types, batch, axis)
     if config is None:
         config = default_config(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
         )
-    plan = _plan(shapes, types, config, axis)
-    _check_smem(plan, config)
+    plan = plan_for(shapes, types, config, axis)
+    check_smem(plan, config)
     blocks = [
         weight_blocks(factor, embedded, types.pieces)
         for factor, embedded in zip(factors, plan.factors, strict=True)
@@ -323,64 +157,6 @@ def chain(
         axis,
         batch,
     )
-
-
-def _types(
-    dtype: jax.typing.DTypeLike,
-    out_dtype: jax.typing.DTypeLike | None,
-    precision: jax.lax.PrecisionLike,
-) -> Types:
-    x = arguments.check_dtype("chain", "the dtype of x", dtype, DTYPES)
-    y = x
-    if out_dtype is not None:
-        y = arguments.check_dtype("chain", "out_dtype", out_dtype, DTYPES)
-    return Types(x.name, y.name, pieces.count(x, precision))
-
-
-def _check_runs(
-    shapes: Sequence[Sequence[int]], types: Types, batch: int, axis: Literal[0, -1]
-) -> None:
-    (a, b, _, d), (a_in, _, c_in, d_in) = shapes[0], shapes[-1]
-    for what, features, num_bytes in (
-        ("x", a_in * c_in * d_in, types.x_bytes),
-        ("the result", a * b * d, types.y_bytes),
-    ):
-        shape = (batch, features) if axis == -1 else (features, batch)
-        arguments.check_runs("chain", what, shape, num_bytes, axis)
-
-
-def _plan(
-    shapes: Sequence[Sequence[int]],
-    types: Types,
-    config: Config,
-    axis: Literal[0, -1],
-) -> Plan:
-    return chain_plan.plan(
-        shapes,
-        types,
-        rows=config.rows,
-        mma=config.mma,
-        batch_first=axis == -1,
-        shares=config.shares,
-    )
-
-
-def _smem_bytes(plan: Plan, config: Config) -> int:
-    return plan.smem_bytes(
-        config.rows,
-        warpgroups=config.warpgroups,
-        stages=config.stages,
-        out_stages=config.out_stages,
-    )
-
-
-def _check_smem(plan: Plan, config: Config) -> None:
-    if (needed := _smem_bytes(plan, config)) > tiles.SMEM_BYTES:
-        factors = [(f.a, f.b, f.c, f.d) for f in plan.factors]
-        raise NotImplementedError(
-            f"chain: {factors} need {needed:,} bytes of shared memory with {config}, "
-            f"more than {tiles.SMEM_BYTES:,}"
-        )
 
 
 def _launch(

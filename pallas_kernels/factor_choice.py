@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pallas_kernels import tiles
+from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
     MAX_COPY,
     Config,
@@ -45,12 +46,8 @@ class Load:
         return max(self.hbm, self.l2, self.smem, self.mma)
 
 
-# Of an H200, per second: the copy bandwidth is measured, the rest is from the clock,
-# 1.7 GHz on 132 multiprocessors. mma.sync is taken to reach 0.6 of wgmma's rate.
-_HBM = 4.3e12
-_L2 = 5.5e12
-_SMEM = 128 * 1.7e9 * 132
-_MMA = 0.6 * 790e12
+# mma.sync is taken to reach this share of wgmma's rate.
+_MMA_SHARE = 0.6
 
 
 def load(plan: Tiling) -> Load:
@@ -89,16 +86,15 @@ def load(plan: Tiling) -> Load:
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
+    mma = _MMA_SHARE * H200.matmul
     return Load(
-        hbm=hbm / _HBM,
-        l2=rounds * (x * narrow + fetched + y) / _L2,
-        smem=rounds * smem / _SMEM,
-        mma=rounds * products * 2 * rows * features * depth * blocks / _MMA,
+        hbm=hbm / H200.hbm,
+        l2=rounds * (x * narrow + fetched + y) / H200.l2,
+        smem=rounds * smem / H200.shared,
+        mma=rounds * products * 2 * rows * features * depth * blocks / mma,
     )
 
 
-_SMS = 132
-_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
@@ -146,7 +142,7 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        ctas = 2 * H200.multiprocessors if _fits_twice(plan) else H200.multiprocessors
         key = _rank(plan)
         if best is None or key < best[0]:
             best = (key, dataclasses.replace(plan.config, ctas=ctas))
@@ -171,7 +167,7 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
-    rounds = -(-plan.items // (_SMS * per_sm))
+    rounds = -(-plan.items // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
     meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
     return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
@@ -181,7 +177,7 @@ def _fits_twice(plan: Tiling) -> bool:
     """Whether two CTAs share a multiprocessor: one computes as the other waits."""
     threads = 2 * 128 * plan.config.warpgroups
     return (
-        2 * (plan.smem_bytes + 1024) <= _SMEM_OF_TWO
+        2 * (plan.smem_bytes + H200.cta_bytes) <= H200.smem_bytes
         and threads * (plan.registers + 24) <= 65_536
     )
 

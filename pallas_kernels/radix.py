@@ -34,15 +34,15 @@ that follow one another; and so have the first and last of feature-first tiles, 
 vectors TMA packs densely. `passes.plan` counts them all.
 
 *Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
-vector of float32, features last, at 18.4 bytes of HBM per clock (an H200 by its data
-sheet: 4.8 TB/s over 132 multiprocessors at 1.98 GHz). "Pipeline" is what shared memory
-and the loads of weights take, TMA included; "FMA" both instructions of each weighted
-sum at 128 per clock.
+vector of float32, features last, with the rates that `pallas_kernels.chips` assumes of
+an H200, 19.2 bytes of HBM per clock. "Pipeline" is what shared memory and the loads of
+weights take, TMA included; "FMA" both instructions of each weighted sum at 128 per
+clock.
 
     n      rows   passes   HBM    pipeline   FMA
-    256    2·32   3         111      92       32
-    1024   16     4         445     448      160
-    4096   4      4        1783    2304      768
+    256    2·32   3         107      92       32
+    1024   16     4         427     448      160
+    4096   4      4        1710    2304      768
 
 So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
 pipeline alike, of which weights are over a quarter: they are loaded for every tile, and
@@ -71,13 +71,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, compat, passes, tuned
+from pallas_kernels.chips import H200
 from pallas_kernels.epilogue import Activation, activate
 
 DTYPES = ("float32", "bfloat16", "float16")
 _MAX_TMA_AXES = 5
-_SMS = 132
-_SMEM_OF_SM = 233_472
-_SMEM_OF_SYSTEM = 1024  # For each CTA.
 _ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
 
 
@@ -97,7 +95,7 @@ class Config:
     warpgroups: int = 4
     stages: int = 1
     occupancy: int = 1
-    ctas: int = _SMS
+    ctas: int = H200.multiprocessors
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -152,7 +150,9 @@ def default_config(
     n_out = math.prod(fixed[0]) // fixed[0][2]
     row = n_in * types[0].itemsize + n_out * types[1].itemsize
     # A tile that leaves multiprocessors idle only if no other fits.
-    by_rows = sorted(_ROWS, key=lambda rows: rows > max(4, batch // _SMS))
+    by_rows = sorted(
+        _ROWS, key=lambda rows: rows > max(4, batch // H200.multiprocessors)
+    )
     reasons = {}
     for (occupancy, warpgroups), rows in itertools.product(((2, 2), (1, 4)), by_rows):
         if occupancy > 1 and 4 * weights > rows * row:
@@ -161,7 +161,7 @@ def default_config(
             rows=rows,
             warpgroups=warpgroups,
             occupancy=occupancy,
-            ctas=_SMS * occupancy,
+            ctas=H200.multiprocessors * occupancy,
         )
         try:
             _plan(fixed, types, config, axis)
@@ -252,7 +252,7 @@ def _plan(
         itemsizes=(types[0].itemsize, types[1].itemsize),
         rows_last=axis == 0,
         smem_bytes=min(
-            passes.SMEM_BYTES, _SMEM_OF_SM // config.occupancy - _SMEM_OF_SYSTEM
+            passes.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
         ),
     )
 

@@ -9,6 +9,7 @@ import math
 
 from pallas_kernels import pieces
 from pallas_kernels.chain_plan import OPERAND_BYTES, Plan
+from pallas_kernels.chips import H200, Chip
 from pallas_kernels.tiles import Mma
 
 
@@ -64,46 +65,12 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
     return Traffic(hbm=hbm, l2=hbm + weights / rows, shared=shared)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chip:
-    """Rates of a GPU.
-
-    Attributes:
-      hbm: bytes a second to and from device memory.
-      l2: bytes a second from the L2 cache.
-      shared: bytes a second to and from shared memory, all multiprocessors together.
-      fetch_seconds: from the start of a copy to its end.
-      unit_seconds: that a warpgroup needs for the chain of instructions of one unit.
-      meet_seconds: lost when the warpgroups of a CTA wait for one another.
-      multiprocessors: how many there are.
-      smem_bytes: shared memory of each, of which every CTA takes 1024 for itself.
-      registers: of each.
-    """
-
-    hbm: float
-    l2: float
-    shared: float
-    fetch_seconds: float
-    unit_seconds: float
-    meet_seconds: float
-    multiprocessors: int
-    smem_bytes: int
-    registers: int
-
-
-# hbm by the data sheet; shared is 128 bytes a clock at the 1.98 GHz it gives. The rest
-# of the rates are assumed.
-H200 = Chip(
-    hbm=4.8e12,
-    l2=6e12,
-    shared=132 * 128 * 1.98e9,
-    fetch_seconds=0.8e-6,
-    unit_seconds=0.2e-6,
-    meet_seconds=0.3e-6,
-    multiprocessors=132,
-    smem_bytes=233_472,
-    registers=65_536,
-)
+# Seconds, assumed: from the start of a copy to its end; what a warpgroup needs for the
+# instructions of one unit; and what is lost where warpgroups wait for one another.
+_FETCH = 0.8e-6
+_UNIT = 0.2e-6
+_MEET = 0.3e-6
+_OTHER_REGISTERS = 32  # For addresses and counters.
 
 
 def registers(plan: Plan, *, rows: int, mma: Mma) -> int:
@@ -120,9 +87,6 @@ def registers(plan: Plan, *, rows: int, mma: Mma) -> int:
         else:
             most = max(most, rows * max(step.slab_in, step.slab_out) // 128)
     return most + _OTHER_REGISTERS
-
-
-_OTHER_REGISTERS = 32  # For addresses and counters.
 
 
 def seconds(
@@ -152,7 +116,7 @@ def seconds(
       smem_bytes: shared memory of a CTA.
       chip: the device.
     """
-    together = 2 if 2 * (smem_bytes + 1024) <= chip.smem_bytes else 1
+    together = 2 if 2 * (smem_bytes + chip.cta_bytes) <= chip.smem_bytes else 1
     needed = registers(plan, rows=rows, mma=mma)
     if needed * 128 * warpgroups > chip.registers or needed > 255:
         return math.inf
@@ -174,10 +138,10 @@ def seconds(
     late = max(0, products - stages) / stages
     per_tile = max(
         rows * per_vector * chip.multiprocessors * together,
-        late * chip.fetch_seconds,
-        sum(turns) * chip.unit_seconds,
+        late * _FETCH,
+        sum(turns) * _UNIT,
     )
     if together == 1:
-        per_tile += (len(plan.steps) - 1) * chip.meet_seconds
+        per_tile += (len(plan.steps) - 1) * _MEET
     at_once = chip.multiprocessors * together
     return math.ceil(math.ceil(batch / rows) / at_once) * per_tile

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels import chain, factor, pieces, radix, traffic
+from pallas_kernels import chain, chips, factor, pieces, radix
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
@@ -147,7 +147,7 @@ def _kernel_for(shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any) -> Kernel:
         shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
     )
     features = sum(a * (b + c) * d for a, b, c, d in shapes)
-    apart = dtype.itemsize * features * _MANY / traffic.H200.hbm
+    apart = dtype.itemsize * features * _MANY / chips.H200.hbm
     if together > _LOSS * apart:
         raise NotImplementedError(
             f"chain: {shapes} should take {together / apart:.1f} times as long in one "

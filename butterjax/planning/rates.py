@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from pallas_kernels.chips import H200
+
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
@@ -30,9 +32,13 @@ class Rates:
 # Assumed: no row of this project holds them yet.
 ASSUMED = (
     Rates(
-        device="NVIDIA H200",
-        copy_rate=4.3e12,
-        matmul_rates={"bfloat16": 790e12, "float16": 790e12, "float32": 395e12},
+        device=H200.name,
+        copy_rate=H200.hbm,
+        matmul_rates={
+            "bfloat16": H200.matmul,
+            "float16": H200.matmul,
+            "float32": H200.matmul / 2,
+        },
         launch_seconds=3e-6,
         runs_kernels=True,
         source="assumed",

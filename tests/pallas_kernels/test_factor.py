@@ -11,7 +11,7 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import factor_choice, factor_tiles, pieces
+from pallas_kernels import chips, factor_choice, factor_tiles, pieces
 from pallas_kernels.factor import Config, default_config, factor
 from tests import gpu_interpreter, reference
 
@@ -301,5 +301,5 @@ def test_default_configuration_fits(shape, dtype, axis):
     assert tiling.feature_tiles * config.features >= embedded.b
     # Nothing beats the floor: x read once and y written once.
     load = factor_choice.load(tiling)
-    assert load.hbm == pytest.approx(25088 * a * d * (b + c) * size / 4.3e12)
+    assert load.hbm == pytest.approx(25088 * a * d * (b + c) * size / chips.H200.hbm)
     assert load.bound >= load.hbm

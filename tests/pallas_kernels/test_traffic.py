@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pallas_kernels import chain_plan, traffic
+from pallas_kernels import chain_plan, chips, traffic
 from pallas_kernels.chain import Config, predicted_seconds
 from pallas_kernels.tiles import Mma
 
@@ -59,18 +59,11 @@ def seconds(**changes):
     return traffic.seconds(make_plan(), **{**given, **changes})
 
 
-def test_a_chip_that_only_has_memory_takes_the_floor():
-    only_hbm = dataclasses.replace(
-        traffic.H200,
-        l2=math.inf,
-        shared=math.inf,
-        fetch_seconds=0,
-        unit_seconds=0,
-        meet_seconds=0,
-    )
-    floor = 2**20 * 1024 / only_hbm.hbm
-    assert seconds(chip=only_hbm) == pytest.approx(floor, rel=0.01)
+def test_nothing_is_faster_than_the_floor():
+    floor = 2**20 * 1024 / chips.H200.hbm
     assert seconds() > floor
+    slow = dataclasses.replace(chips.H200, hbm=chips.H200.hbm / 100)
+    assert seconds(chip=slow) == pytest.approx(100 * floor, rel=0.01)
 
 
 def test_what_makes_it_slower():
