@@ -31,7 +31,7 @@ class Chip:
 
     @property
     def shared(self) -> float:
-        """Bytes a second to and from shared memory, 128 per multiprocessor and clock."""
+        """Bytes a second to and from shared memory: 128 each clock."""
         return 128 * self.clock * self.multiprocessors
 
 
