@@ -13,14 +13,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_pasted_lines_print_what_is_promised():
-    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    promised = re.search(r"You should see\n\n```\n(.*?)```", README, flags=re.DOTALL)
-    assert promised is not None
+# Each program is followed by what it prints.
+PROGRAMS = re.findall(r"```python\n(.*?)```[^`]*```\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_all_programs_are_found():
+    assert len(PROGRAMS) == README.count("```python") > 0
+
+
+@pytest.mark.parametrize(("program", "promised"), PROGRAMS, ids=["layers", "launches"])
+def test_pasted_lines_print_what_is_promised(program, promised):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(program, "README.md", "exec"), {})
-    assert printed.getvalue() == promised[1]
+    assert printed.getvalue() == promised
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`bj\.([\w.]+)", README))))
