@@ -1,6 +1,7 @@
 """The search for configurations, rehearsed on a CPU: the kernel is interpreted."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -103,7 +104,7 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster():
 @pytest.mark.parametrize("name", list(kernels.KERNELS))
 def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatch):
     kernel = kernels.KERNELS[name]
-    spec = "(16,16,16,1)" if name == "factor" else "monarch:256x256"
+    spec = kernel.checked[0]
     work = Workload(spec, parse_chain(spec), 512, "bfloat16", "feature_last", "forward")
     config = kernels.candidates(kernel, work, 3)[-1]
     measured = row(configuration=kernels.configuration(config))
@@ -118,7 +119,7 @@ def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatc
     assert by_rule != config
     assert kernel.default_config(shapes, dtype, 512) == by_rule
     assert kernel.default_config(shapes, dtype, 8, device="a device") != config
-    wider = kernel.default_config(
-        shapes, dtype, 512, out_dtype="float32", device="a device"
+    of_wider = functools.partial(
+        kernel.default_config, *(shapes, dtype, 512), out_dtype="float32"
     )
-    assert wider != config
+    assert of_wider(device="a device") == of_wider(device=tuned.NO_DEVICE)
