@@ -56,6 +56,8 @@ class Config:
       ctas: CTAs to launch at most; each takes items until there are none left.
       batch_first: whether the batch is walked through block by block, with few
         weights in use at a time, rather than block after block for each tile.
+      resident: whether all weights of a block stay in shared memory for as long as a
+        CTA walks through the batch; needs batch_first, and features not below b.
     """
 
     rows: int = 64
@@ -71,11 +73,12 @@ class Config:
     out_stages: int = 1
     ctas: int = 132
     batch_first: bool = False
+    resident: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "batch_first" and value < 1:
+            if field.type is not bool and value < 1:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
@@ -229,6 +232,11 @@ class Tiling:
         return (self.pieces, panels, config.blocks, config.features, width)
 
     @property
+    def weight_stages(self) -> int:
+        """How many of them there are."""
+        return self.chunks if self.config.resident else self.config.stages
+
+    @property
     def slab_out(self) -> tuple[int, ...]:
         """The same of what a warpgroup sends to y at a time."""
         if self.way == "flat":
@@ -265,7 +273,7 @@ class Tiling:
     def stage_bytes(self) -> int:
         """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
         x = math.prod(self.slab_in) * self.item_in
-        weights = math.prod(self.slab_weights) * 2
+        weights = 0 if self.config.resident else math.prod(self.slab_weights) * 2
         return sum(-(-part // 1024) * 1024 for part in (x, weights))
 
     @property
@@ -274,6 +282,7 @@ class Tiling:
         config = self.config
         parts = [
             config.stages * self.stage_bytes,
+            self.chunks * math.prod(self.slab_weights) * 2 * config.resident,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -392,6 +401,8 @@ def _misfit(plan: Tiling) -> str | None:
             return f"depth must be a multiple of {16 * plan.interleave}"
     elif config.blocks > 1:
         return "blocks must be 1"
+    if config.resident and not (config.batch_first and plan.feature_tiles == 1):
+        return "resident weights need batch_first, and features of at least b"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features
@@ -474,12 +485,16 @@ def load(plan: Tiling) -> Load:
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
+    fetched: float = weights
+    if config.resident:
+        # A CTA takes a run of items and fetches at each new block.
+        fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
     return Load(
         hbm=hbm / _HBM,
-        l2=rounds * (x * narrow + weights + y) / _L2,
+        l2=rounds * (x * narrow + fetched + y) / _L2,
         smem=rounds * smem / _SMEM,
         mma=rounds * products * 2 * rows * features * depth * blocks / _MMA,
     )
@@ -518,7 +533,9 @@ def best_config(
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
     for draft in _candidates(factor, way, feature_first=feature_first):
-        config = dataclasses.replace(draft, stages=1, batch_first=walk)
+        config = dataclasses.replace(
+            draft, stages=1, batch_first=walk or draft.resident
+        )
         plan = Tiling(
             factor, config, way, batch, feature_first, item_in, item_out, pieces
         )
@@ -550,6 +567,9 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     per_sm = 2 if _fits_twice(plan) else 1
     in_flight = per_sm * (config.stages - 1) * math.prod(plan.slab_in) * plan.item_in
     waiting = needs.hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
+    if config.resident and plan.way == "flat" and plan.groups > 1:
+        # Block by block, rows of x are read in short and distant stretches.
+        waiting += needs.hbm * 32 / (plan.factor.c * plan.item_in)
     # Two warpgroups at least hide one another's waits.
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
@@ -591,12 +611,20 @@ def _candidates(
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
-    for rows, feature, depth, group, split, slots in itertools.product(
-        (64, 128, 256), sorted(features), sorted(depths), blocks, splits, turned
+    for rows, feature, depth, group, split, slots, resident in itertools.product(
+        (64, 128, 256),
+        sorted(features),
+        sorted(depths),
+        blocks,
+        splits,
+        turned,
+        (False, True),
     ):
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
+            continue
+        if resident and feature < factor.b:
             continue
         for m_warps in (1, 2, 4):
             yield Config(
@@ -609,4 +637,5 @@ def _candidates(
                 split_blocks=split[2],
                 m_warps=m_warps,
                 slots=slots,
+                resident=resident,
             )
