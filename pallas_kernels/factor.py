@@ -1,4 +1,72 @@
-"""`factor`: one factor in one launch, blocks of any size, x and y in either layout."""
+"""`factor`: one factor in one launch, blocks of any size, x and y in either layout.
+
+    x in HBM ──TMA──▶ slab ──────────ldmatrix──────────▶ registers ─┐
+                       └▶ turned buffer ──ldmatrix.trans─▶    "     ├─ mma.sync, f32
+    weights (L2) ──TMA──▶ slab ──────ldmatrix──────────▶ registers ─┘  sums
+                                                                         │ bias,
+    y in HBM ◀──TMA── slab ◀──────── stmatrix ◀──────────────────────────┤ activation,
+                       └◀ transposed ◀─ turned buffer ◀── stmatrix ◀─────┘ rounding
+
+An item of work is a tile of `rows` vectors by `features` outputs of one block, or of
+`blocks` neighbours along d, summed over chunks of `depth` inputs. CTAs stay and take
+items until there are none left; the first warpgroup fetches `stages` chunks ahead,
+across the ends of items, and stores go out while the next item is computed. Where all
+weights of a block fit beside the rest (`resident`), a CTA keeps them while the batch
+goes by, and fetches x only. See `factor_tiles` for the three ways from x to the tensor
+core; in short: where a block of x is contiguous along features (feature-last, d = 1) or
+along the batch (feature-first), it is multiplied as it was fetched. Of a feature-last x
+with d > 1 whole runs of features are fetched, transposed in shared memory, and all
+their blocks multiplied; the sums go back the same way. float32 goes through the turned
+buffer too, in bfloat16 pieces, except where d = 1 and features come last: there it is
+split in registers.
+
+Nothing is permuted in HBM except weights, by XLA before the launch: not at all for
+d = 1 in 16 bits, whose blocks are (a, b, c) already; else w is read and written once,
+2bc/(batch·(b + c)) of the bytes of x and y. Neighbours are merged into larger blocks
+where b or c is far below 16, or where d is none of 1, 2, 4 and multiples of 8 in a
+feature-last array.
+
+Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
+T = ⌈b / features⌉:
+
+    HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
+           outputs run at about the same time, so that x comes from L2 but once.
+    L2     s·(T·c + b) + 2p·b·c / rows; no weights if they are resident. Runs of 8
+           neighbours (16 bytes of 32-byte sectors) count x twice.
+    SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
+           by every warp that needs it: x by split_features · (4 or fewer) warps,
+           weights by split_rows · (4 or fewer); y is written once. The turned buffer
+           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
+
+Shared memory: `stages` · (s·rows·depth·blocks + 2p·features·depth·blocks), slabs of y,
+and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
+2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
+
+Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
+panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
+float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
+
+What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088, by
+`factor_choice.load` at the default configuration. Predictions: nothing has been timed,
+and the rate of L2 is a guess.
+
+    b = c                           48     96    192    256    512   1024
+    d = 1, feature-last   L2      1.02   1.00   0.85   0.79   2.86   5.72
+                          SMEM    0.37   0.52   0.86   1.43   1.80   3.55
+                          mma     0.22   0.44   0.87   1.16   2.33   4.80
+    d = 4, feature-first  L2      0.79   0.79   0.79   0.79   2.75   5.09
+                          SMEM    0.37   0.52   0.86   1.43   1.80   3.45
+    d = 4, feature-last   L2      1.06   0.80   2.35   2.75   5.10   9.79
+                          SMEM    1.21   1.17   2.03   1.95   3.60   6.90
+    d = 16, feature-last  L2      1.19   2.57   3.91   5.10   9.80  19.18
+                          SMEM    0.89   1.47   2.10   2.70   5.11   9.89
+
+So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
+share the registers, tiles get small, and from about 192 × 192 on x and weights are read
+from L2 so often that two transposes in HBM, three times the floor, would cost less.
+Multicast to a cluster is the remedy, and comes before wgmma, which halves the time of
+mma and of shared memory only: at 256 and more L2 binds first.
+"""
 
 import dataclasses
 import functools
@@ -14,7 +82,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import compat, pieces, tuned
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
-from pallas_kernels.factor_tiles import Config, Tiling, best_config, tiling
+from pallas_kernels.factor_choice import best_config
+from pallas_kernels.factor_tiles import Config, Tiling, tiling
 
 __all__ = ["Config", "default_config", "factor"]
 
@@ -33,6 +102,10 @@ def factor(
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """Applies one factor, y = activation(K x + bias), in one launch.
+
+    Products are summed in float32 and rounded once. Where blocks are merged into larger
+    ones, with zeros for weights, a NaN or an infinity in x may reach more outputs of
+    its own vector than it would otherwise; it never reaches another vector.
 
     Args:
       x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; bfloat16, float16 or
@@ -349,7 +422,7 @@ class _Kernel:
                 sums = self.multiply(serial, at, weights, sums)
                 # TMA may overwrite what was just read.
                 plgpu.commit_smem()
-                if lag:
+                if config.warpgroups > 1:
                     wanted = serial + config.stages < mine * plan.chunks
                     pl.when(wanted)(lambda: plgpu.barrier_arrive(self.free.at[at]))
                 self.fetch(serial + config.stages - lag)
@@ -364,12 +437,13 @@ class _Kernel:
 
     @property
     def lag(self) -> int:
-        """Chunks after which a stage is taken to be free.
+        """Chunks after which a stage is fetched anew.
 
-        The first warpgroup fetches for all. It asks for the stage of the chunk before
-        last, which the others have mostly left, so that it need not wait for them.
+        The first warpgroup fetches for all. It takes the stage of the chunk before, if
+        there are more, which the others have mostly left, so that it need not wait.
         """
-        return 1 if self.plan.config.warpgroups > 1 else 0
+        config = self.plan.config
+        return 1 if config.warpgroups > 1 and config.stages > 1 else 0
 
     def meet(self) -> None:
         """Waits for the CTA's other warpgroups."""
@@ -415,7 +489,7 @@ class _Kernel:
 
         @pl.when((turn < self.mine()) & (jax.lax.axis_index("wg") == 0))
         def _() -> None:
-            if self.lag:
+            if config.warpgroups > 1:
                 used = serial >= config.stages
                 pl.when(used)(lambda: plgpu.barrier_wait(self.free.at[at]))
             item = self.item_of(turn)

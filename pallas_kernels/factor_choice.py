@@ -1,0 +1,238 @@
+"""Which configuration of the one-factor kernel is predicted to be the fastest.
+
+A model of what each part of an H200 would take by itself, from bytes and products
+counted in shapes. It decides as long as nothing is measured.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from pallas_kernels import tiles
+from pallas_kernels.factor_tiles import (
+    MAX_COPY,
+    Config,
+    Tiling,
+    Way,
+    embed,
+    misfit,
+    way_of,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Load:
+    """What a tiling asks of each part of a chip, in seconds if nothing else waited.
+
+    Attributes:
+      hbm: x and y, once.
+      l2: x once per tile of outputs, and weights once per item.
+      smem: every pass over shared memory.
+      mma: products of padded blocks by mma.sync.
+    """
+
+    hbm: float
+    l2: float
+    smem: float
+    mma: float
+
+    @property
+    def bound(self) -> float:
+        """Seconds that the busiest part takes."""
+        return max(self.hbm, self.l2, self.smem, self.mma)
+
+
+# Of an H200, per second: the copy bandwidth is measured, the rest is from the clock,
+# 1.7 GHz on 132 multiprocessors. mma.sync is taken to reach 0.6 of wgmma's rate.
+_HBM = 4.3e12
+_L2 = 5.5e12
+_SMEM = 128 * 1.7e9 * 132
+_MMA = 0.6 * 790e12
+
+
+def load(plan: Tiling) -> Load:
+    """Predicts what binds; nothing here has been timed."""
+    config, factor = plan.config, plan.factor
+    rows, features, blocks = config.rows, config.features, config.blocks
+    depth = plan.chunks * config.depth
+    products = plan.pieces * (plan.pieces + 1) // 2
+    x = rows * depth * blocks * plan.item_in
+    y = rows * features * blocks * plan.item_out
+    weights = plan.pieces * features * depth * blocks * 2
+    # Warps that share rows of the product each load all of the other operand.
+    vertical, horizontal = config.m_warps, 4 // config.m_warps
+    if plan.way == "flat":
+        by_row = horizontal * config.split_features
+        by_feature = vertical * config.split_rows
+    else:
+        by_row = vertical * config.split_features
+        by_feature = horizontal * config.split_rows
+    x_operand = x // plan.item_in * (4 if plan.item_in == 4 else 2)
+    smem = x + weights + by_row * x_operand + by_feature * weights + 2 * y
+    if plan.way == "turned":
+        smem += x + 2 * x // plan.item_in * plan.pieces
+    if plan.transposes:
+        smem += 4 * y // plan.item_out * plan.pieces_out
+    hbm = (
+        plan.batch
+        * factor.num_blocks
+        * (factor.c * plan.item_in + factor.b * plan.item_out)
+    )
+    # Rows of a copy that are shorter than a line of the cache are fetched less well.
+    fetched: float = weights
+    if config.resident:
+        # A CTA takes a run of items and fetches at each new block.
+        fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
+    narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
+    # A last round with fewer items than CTAs takes as long as the others.
+    rounds = -(-plan.items // plan.ctas) * plan.ctas
+    return Load(
+        hbm=hbm / _HBM,
+        l2=rounds * (x * narrow + fetched + y) / _L2,
+        smem=rounds * smem / _SMEM,
+        mma=rounds * products * 2 * rows * features * depth * blocks / _MMA,
+    )
+
+
+_SMS = 132
+_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
+_REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
+_IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
+_MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
+_MAX_STAGES = 6
+_MAX_SUMS = 128  # Registers per thread for sums.
+_WEIGHTS_IN_L2 = 16 * 2**20
+
+
+@functools.cache
+def best_config(
+    shape: tuple[int, int, int, int],
+    *,
+    batch: int,
+    feature_first: bool,
+    item_in: int,
+    item_out: int,
+    pieces: int,
+) -> Config:
+    """The configuration with the smallest predicted time among those that fit.
+
+    Arguments are those of `tiling`.
+
+    Raises:
+      NotImplementedError: if none fits; the message says why the last one does not.
+    """
+    factor = embed(shape, feature_first=feature_first)
+    way = way_of(factor, feature_first=feature_first, item_in=item_in)
+    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
+    best: tuple[tuple[float, ...], Config] | None = None
+    reason: str | None = None
+    for draft in _candidates(factor, way, feature_first=feature_first):
+        config = dataclasses.replace(
+            draft, stages=1, batch_first=walk or draft.resident
+        )
+        plan = Tiling(
+            factor, config, way, batch, feature_first, item_in, item_out, pieces
+        )
+        if why := misfit(plan):
+            reason = why
+            continue
+        if plan.registers > _REGISTERS[config.warpgroups]:
+            continue
+        room = (tiles.SMEM_BYTES - plan.smem_bytes) // plan.stage_bytes
+        stages = min(1 + room, _MAX_STAGES)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(config, stages=stages)
+        )
+        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        key = _rank(plan)
+        if best is None or key < best[0]:
+            best = (key, dataclasses.replace(plan.config, ctas=ctas))
+    if best is None:
+        raise NotImplementedError(
+            f"factor: no configuration fits the pattern {shape}; the last one tried "
+            f"because {reason}"
+        )
+    return best[1]
+
+
+def _rank(plan: Tiling) -> tuple[float, ...]:
+    """Configurations in order: predicted time, then what takes fewer threads."""
+    config, needs = plan.config, load(plan)
+    per_sm = 2 if _fits_twice(plan) else 1
+    in_flight = per_sm * (config.stages - 1) * math.prod(plan.slab_in) * plan.item_in
+    waiting = needs.hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
+    if config.resident and plan.way == "flat" and plan.groups > 1:
+        # Block by block, rows of x are read in short and distant stretches.
+        waiting += needs.hbm * 32 / (plan.factor.c * plan.item_in)
+    # Two warpgroups at least hide one another's waits.
+    alone = 2 / min(2, per_sm * config.warpgroups)
+    busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
+    # Parts overlap, but never wholly; and warpgroups wait for one another.
+    rounds = -(-plan.items // (_SMS * per_sm))
+    meetings = 1 if plan.way != "turned" else 5 - config.slots
+    meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
+    return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
+
+
+def _fits_twice(plan: Tiling) -> bool:
+    """Whether two CTAs share a multiprocessor: one computes as the other waits."""
+    threads = 2 * 128 * plan.config.warpgroups
+    return (
+        2 * (plan.smem_bytes + 1024) <= _SMEM_OF_TWO
+        and threads * (plan.registers + 24) <= 65_536
+    )
+
+
+def _candidates(
+    factor: tiles.Factor, way: Way, *, feature_first: bool
+) -> Iterator[Config]:
+    """A bounded set of configurations to choose from."""
+    d = factor.d
+    blocks: tuple[int, ...] = (1,)
+    unit_b = unit_c = 16
+    if d > 1 and not feature_first:
+        blocks = tuple(g for g in (8, 16) if d % g == 0) or (d,)
+        unit_b = unit_c = 16 * (8 // math.gcd(8, d))
+    b, c = (-(-n // u) * u for n, u in ((factor.b, unit_b), (factor.c, unit_c)))
+    depths = {n for n in (32, 64, 96, 128) if n % unit_c == 0 and n <= c}
+    features = {
+        n
+        for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
+        if n % unit_b == 0 and n <= min(b, MAX_COPY)
+    }
+    depths |= {unit_c, c if c <= 128 else unit_c}
+    splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
+    if blocks != (1,):
+        splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
+    turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
+    for rows, feature, depth, group, split, slots, resident in itertools.product(
+        (64, 128, 256),
+        sorted(features),
+        sorted(depths),
+        blocks,
+        splits,
+        turned,
+        (False, True),
+    ):
+        if rows % split[0] or feature % split[1] or group % split[2]:
+            continue
+        if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
+            continue
+        if resident and feature < factor.b:
+            continue
+        for m_warps in (1, 2, 4):
+            yield Config(
+                rows=rows,
+                features=feature,
+                depth=depth,
+                blocks=group,
+                split_rows=split[0],
+                split_features=split[1],
+                split_blocks=split[2],
+                m_warps=m_warps,
+                slots=slots,
+                resident=resident,
+            )
