@@ -14,12 +14,13 @@ from benchmarks import autotune, kernels
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
 from pallas_kernels import chain, tuned
+from tests.benchmarks import rehearsal
 from tests.benchmarks.test_results import row
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*arguments, module="tests.benchmarks.rehearsal", broken=""):
+def run(*arguments, module=rehearsal.__name__, broken=""):
     return subprocess.run(
         (sys.executable, "-W", "error", "-m", module, *arguments),
         cwd=ROOT,
@@ -73,14 +74,14 @@ def test_a_wrong_configuration_is_never_recorded(tmp_path):
 
 def test_without_a_gpu(tmp_path):
     arguments = (f"--output_dir={tmp_path / 'made'}", f"--table_dir={tmp_path}")
-    done = run(*arguments, module="benchmarks.autotune")
+    done = run(*arguments, module=autotune.__name__)
     assert done.returncode == 1
     assert "error: autotune needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_an_example():
-    shown = run("--help", module="benchmarks.autotune").stdout
+    shown = run("--help", module=autotune.__name__).stdout
     assert "python -m benchmarks.autotune --chain=" in shown
 
 

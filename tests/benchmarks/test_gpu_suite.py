@@ -6,14 +6,15 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import runs
+from benchmarks import gpu_suite, runs
+from tests.benchmarks import rehearsal
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
 FEW = ("--dtype=bfloat16", "--layout=feature_last", "--time_limit=0", "--factors=1")
 
 
-def run(*arguments, module="tests.benchmarks.rehearsal", broken=""):
+def run(*arguments, module=rehearsal.__name__, broken=""):
     return subprocess.run(
         (sys.executable, "-W", "error", "-m", module, *arguments),
         cwd=ROOT,
@@ -98,7 +99,7 @@ def test_a_wrong_kernel_stops_it(tmp_path):
 
 
 def test_without_a_gpu(tmp_path):
-    done = run(f"--output_dir={tmp_path / 'made'}", module="benchmarks.gpu_suite")
+    done = run(f"--output_dir={tmp_path / 'made'}", module=gpu_suite.__name__)
     assert done.returncode == 1
     assert "error: gpu_suite needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not (tmp_path / "made").exists()
@@ -114,6 +115,6 @@ def test_flags_are_checked_first(tmp_path):
 
 
 def test_help_tells_what_is_needed():
-    shown = run("--help", module="benchmarks.gpu_suite").stdout
+    shown = run("--help", module=gpu_suite.__name__).stdout
     for words in ("python -m benchmarks.gpu_suite --part=", "flax", "status 75"):
         assert words in shown
