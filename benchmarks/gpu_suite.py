@@ -16,6 +16,7 @@ Kernels are compared with XLA's implementations and with a dense layer of the sa
 
   python -m benchmarks.gpu_suite
   python -m benchmarks.gpu_suite --part=correctness --kernel=chain
+  python -m benchmarks.gpu_suite --check="chain monarch:1024x1024 1000 bfloat16*"
   python -m benchmarks.gpu_suite --part=factors --factors=904 --layout=feature_last
 
 It stops after --minutes, with exit status 75 if anything is left. The same command then
@@ -27,6 +28,7 @@ it. The status is 1 if a kernel is wrong, or something failed.
 Needs JAX with CUDA, absl-py, flax, numpy, optax and rich; a GPU from Hopper on.
 """
 
+import fnmatch
 import functools
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
@@ -68,6 +70,12 @@ def define_flags() -> None:
         list(suite_cases.PARTS),
         "What to do. Correctness always comes first, and what was checked before with "
         "the same sources counts.",
+    )
+    flags.DEFINE_string(
+        "check",
+        "*",
+        "Make only the checks that are written so, * standing for anything, and "
+        "nothing else; their names are the words that tell of a failure.",
     )
     flags.DEFINE_multi_enum(
         "kernel", list(kernels.KERNELS), list(kernels.KERNELS), "Kernels to look at."
@@ -112,8 +120,12 @@ def main() -> int:
     until = runs.deadline()
     attempted = pathlib.Path(flags.FLAGS.output_dir) / "attempts.jsonl"
     guard = functools.partial(attempts.guard, path=attempted, seconds=_TASK_SECONDS)
+    to_check = check_tasks(environment)
+    if not to_check:
+        console.print("error: no check is written so, of these kernels and types")
+        return runs.FAILED
     checked = runs.carry_out(
-        guard(check_tasks(environment)), kernel_checks.Row, "checks", console, until
+        guard(to_check), kernel_checks.Row, "checks", console, until
     )
     if checked is None:
         return runs.FAILED
@@ -124,6 +136,8 @@ def main() -> int:
         f"{len(problems)} problems"
     )
     parts = [part for part in suite_cases.PARTS if part in flags.FLAGS.part]
+    if flags.FLAGS.check != "*":
+        parts = ["correctness"]
     if not checked.is_complete or problems or parts == ["correctness"]:
         return runs.finish(checked, problems, console)
     ceiling = runs.carry_out(
@@ -176,8 +190,12 @@ def of_tasks(
 def check_tasks(environment: Environment) -> list[runs.Task[kernel_checks.Row]]:
     """The checks that the flags ask for, one task each."""
     chosen = [kernels.KERNELS[name] for name in dict.fromkeys(flags.FLAGS.kernel)]
-    wanted = kernel_checks.checks(chosen, flags.FLAGS.dtype, flags.FLAGS.layout)
-    return kernel_checks.tasks(list(wanted), environment, seed=flags.FLAGS.seed)
+    wanted = [
+        check
+        for check in kernel_checks.checks(chosen, flags.FLAGS.dtype, flags.FLAGS.layout)
+        if fnmatch.fnmatchcase(check.name, flags.FLAGS.check)
+    ]
+    return kernel_checks.tasks(wanted, environment, seed=flags.FLAGS.seed)
 
 
 def row_tasks(

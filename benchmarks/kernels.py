@@ -126,7 +126,7 @@ KERNELS = {
             },
             # One CTA with a large tile, or two that hide each other's waiting.
             first=(
-                chain.Config(rows=64, stages=2, ctas=132),
+                chain.Config(rows=64, warpgroups=2, stages=2, ctas=132),
                 chain.Config(rows=32, stages=1, ctas=264),
             ),
         ),

@@ -22,10 +22,11 @@ from benchmarks import (
 )
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
-from pallas_kernels import chain
+from pallas_kernels import chain, factor
 from tests import gpu_interpreter
 
 SMALL = chain.Config(rows=32, warpgroups=1, ctas=1)
+SMALL_FACTOR = factor.Config(rows=64, features=16, depth=16, stages=2, ctas=1)
 NARROW = dataclasses.replace(SMALL, rows=16, m_warps=1)
 SPECS = {"fused": "(2,16,16,1)", "factors": "(1,32,16,1)"}
 
@@ -70,8 +71,10 @@ def main():
         checked=(SPECS["factors"],),
         grid={},
         first=(NARROW,),
+        is_launched_on=lambda workload, precision: (workload.chain,),
     )
     chain.default_config = default_config
+    factor.default_config = lambda *args, **kwargs: SMALL_FACTOR
     devices.problem = lambda: None
     kernel_checks.RAGGED = 40
     kernel_checks.BATCHES = {"feature_last": (33,), "feature_first": (72,)}

@@ -1,6 +1,7 @@
 """The search for configurations, rehearsed on a CPU: the kernel is interpreted."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -13,12 +14,13 @@ from benchmarks import autotune, kernels
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
 from pallas_kernels import chain, tuned
+from tests.benchmarks import rehearsal
 from tests.benchmarks.test_results import row
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*arguments, module="tests.benchmarks.rehearsal", broken=""):
+def run(*arguments, module=rehearsal.__name__, broken=""):
     return subprocess.run(
         (sys.executable, "-W", "error", "-m", module, *arguments),
         cwd=ROOT,
@@ -72,14 +74,14 @@ def test_a_wrong_configuration_is_never_recorded(tmp_path):
 
 def test_without_a_gpu(tmp_path):
     arguments = (f"--output_dir={tmp_path / 'made'}", f"--table_dir={tmp_path}")
-    done = run(*arguments, module="benchmarks.autotune")
+    done = run(*arguments, module=autotune.__name__)
     assert done.returncode == 1
     assert "error: autotune needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_an_example():
-    shown = run("--help", module="benchmarks.autotune").stdout
+    shown = run("--help", module=autotune.__name__).stdout
     assert "python -m benchmarks.autotune --chain=" in shown
 
 
@@ -103,7 +105,7 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster():
 @pytest.mark.parametrize("name", list(kernels.KERNELS))
 def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatch):
     kernel = kernels.KERNELS[name]
-    spec = "(16,16,16,1)" if name == "factor" else "monarch:256x256"
+    spec = kernel.checked[0]
     work = Workload(spec, parse_chain(spec), 512, "bfloat16", "feature_last", "forward")
     config = kernels.candidates(kernel, work, 3)[-1]
     measured = row(configuration=kernels.configuration(config))
@@ -118,7 +120,7 @@ def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatc
     assert by_rule != config
     assert kernel.default_config(shapes, dtype, 512) == by_rule
     assert kernel.default_config(shapes, dtype, 8, device="a device") != config
-    wider = kernel.default_config(
-        shapes, dtype, 512, out_dtype="float32", device="a device"
+    of_wider = functools.partial(
+        kernel.default_config, *(shapes, dtype, 512), out_dtype="float32"
     )
-    assert wider != config
+    assert of_wider(device="a device") == of_wider(device=tuned.NO_DEVICE)

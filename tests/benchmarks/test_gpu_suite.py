@@ -6,16 +6,15 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
-from benchmarks import runs
+from benchmarks import gpu_suite, runs
+from tests.benchmarks import rehearsal
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
 FEW = ("--dtype=bfloat16", "--layout=feature_last", "--time_limit=0", "--factors=1")
 
 
-def run(*arguments, module="tests.benchmarks.rehearsal", broken=""):
+def run(*arguments, module=rehearsal.__name__, broken=""):
     return subprocess.run(
         (sys.executable, "-W", "error", "-m", module, *arguments),
         cwd=ROOT,
@@ -92,28 +91,30 @@ def test_a_wrong_kernel_stops_it(tmp_path):
     assert "FAILED: chain (1,32,16,1)" in done.stdout
     assert "further from float64" in done.stdout
     assert all(row["failed"] for row in read(tmp_path, "checks"))
+    few = rehearse(tmp_path, "--check=*feature_last bias gelu", "--resume=false")
+    assert few.returncode == 0, few.stdout
+    assert "1 checks, 0 of them refused, 0 problems" in few.stdout
     assert not (tmp_path / "ceilings.jsonl").exists()
     assert not (tmp_path / "gpu_suite.jsonl").exists()
 
 
 def test_without_a_gpu(tmp_path):
-    done = run(f"--output_dir={tmp_path / 'made'}", module="benchmarks.gpu_suite")
+    done = run(f"--output_dir={tmp_path / 'made'}", module=gpu_suite.__name__)
     assert done.returncode == 1
     assert "error: gpu_suite needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [("--part=speed", "correctness"), ("--factors=0", "factors"), ("x", "x")],
-)
-def test_flags_are_checked_first(flag, words):
-    done = run(flag, module="benchmarks.gpu_suite")
+def test_flags_are_checked_first(tmp_path):
+    done = rehearse(tmp_path, "--part=speed")
     assert done.returncode == 1
-    assert words in done.stderr
+    assert "correctness" in done.stderr
+    done = rehearse(tmp_path, "--check=no such")
+    assert done.returncode == 1
+    assert "no check is written so" in done.stdout
 
 
 def test_help_tells_what_is_needed():
-    shown = run("--help", module="benchmarks.gpu_suite").stdout
+    shown = run("--help", module=gpu_suite.__name__).stdout
     for words in ("python -m benchmarks.gpu_suite --part=", "flax", "status 75"):
         assert words in shown

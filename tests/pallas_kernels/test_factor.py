@@ -21,9 +21,9 @@ BY_ROWS = Config(128, 32, 16, split_rows=2, m_warps=1, stages=3, out_stages=2, c
 BY_FEATURES = Config(64, 64, 16, split_features=2, m_warps=2, stages=1, ctas=2)
 TALL = Config(64, 64, 32, m_warps=4, stages=1, ctas=1, batch_first=True)
 NEIGHBOURS = Config(64, 32, 16, 8, split_blocks=2, m_warps=1, stages=2, ctas=2)
-# Weights that stay; three CTAs, so that some change blocks on their way.
+# Weights that stay until the one CTA comes to the next block.
 RESIDENT = Config(
-    64, 64, 32, m_warps=2, stages=2, ctas=3, batch_first=True, resident=True
+    *(128, 64, 32), split_rows=2, stages=2, ctas=1, batch_first=True, resident=True
 )
 
 both_layouts = pytest.mark.parametrize("axis", [-1, 0])
