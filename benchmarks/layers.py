@@ -156,7 +156,7 @@ def rows(
     Returns:
       A row for the dense layer, then one for each implementation.
     """
-    inputs = workloads.draw(workload, seed)
+    inputs = workloads.draw(workload, seed, has_kernel=has_dense_layer)
     layer = [workloads.DENSE_LAYER] if has_dense_layer else []
     names = [*layer, *implementations]
     exact = {

@@ -79,7 +79,8 @@ class Inputs:
       x: (batch, in_features), or (in_features, batch) where features come first.
       factors: arrays (a, b, c, d).
       kernel: weights of a dense layer of the same size, (in, out) where features
-        come last, (out, in) where they come first: the order each layout wants.
+        come last, (out, in) where they come first: the order each layout wants. None
+        where that layer is left out.
       dy: gradient of the result.
     """
 
@@ -89,8 +90,14 @@ class Inputs:
     dy: Any
 
 
-def draw(workload: Workload, seed: int) -> Inputs:
-    """Standard normal x and dy, weights that keep the variance, on the device."""
+def draw(workload: Workload, seed: int, *, has_kernel: bool = True) -> Inputs:
+    """Standard normal x and dy, weights that keep the variance, on the device.
+
+    Args:
+      workload: the case.
+      seed: of the random numbers.
+      has_kernel: whether to draw the weights of a dense layer; they may be large.
+    """
     empty = shapes(workload)
     keys = iter(jax.random.split(jax.random.key(seed), 3 + len(workload.chain)))
 
@@ -100,7 +107,9 @@ def draw(workload: Workload, seed: int) -> Inputs:
     return Inputs(
         x=normal(empty.x),
         factors=tuple(normal(like, like.shape[2]) for like in empty.factors),
-        kernel=normal(empty.kernel, workload.chain.in_features),
+        kernel=(
+            normal(empty.kernel, workload.chain.in_features) if has_kernel else None
+        ),
         dy=normal(empty.dy),
     )
 

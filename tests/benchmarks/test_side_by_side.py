@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import math
 import time
 
@@ -134,8 +135,10 @@ def test_rows_of_a_layer():
 
 
 def test_rows_without_a_dense_layer():
+    # Its matrix would take a terabyte.
+    wide = dataclasses.replace(WORKLOAD, chain=bj.Chain([(2**18, 2, 2, 1)]), batch=1)
     (row,) = layers.rows(
-        WORKLOAD,
+        wide,
         ["bmm"],
         environment=ENVIRONMENT,
         seed=0,
