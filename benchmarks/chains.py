@@ -47,7 +47,7 @@ def define_flags() -> None:
         "radix-2 chain multiplied out into three and into four factors.",
     )
     flags.register_validator("n", _check_sizes)
-    layers.define_flags(batch=512, time_limit=1.5)
+    layers.define_flags(batch=256, time_limit=1.0)
     runs.define_flags("results/chains")
 
 

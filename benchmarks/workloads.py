@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 import butterjax as bj
 from benchmarks.units import Count
@@ -98,27 +99,39 @@ def draw(workload: Workload, seed: int, *, has_kernel: bool = True) -> Inputs:
       seed: of the random numbers.
       has_kernel: whether to draw the weights of a dense layer; they may be large.
     """
-    empty = shapes(workload)
-    keys = iter(jax.random.split(jax.random.key(seed), 3 + len(workload.chain)))
+    x_key, factors_key, kernel_key, dy_key = jax.random.split(jax.random.key(seed), 4)
+    chain, empty = workload.chain, shapes(workload)
 
-    def normal(like: jax.ShapeDtypeStruct, fan_in: int = 1) -> jax.Array:
-        return _normal(next(keys), like.shape, like.dtype, 1 / math.sqrt(fan_in))
+    def one(key: jax.Array, like: jax.ShapeDtypeStruct, fan_in: int = 1) -> jax.Array:
+        (array,) = _normal(key, (like.shape,), (fan_in,), workload.dtype)
+        return array
 
+    fans_in = tuple(pattern.c for pattern in chain)
     return Inputs(
-        x=normal(empty.x),
-        factors=tuple(normal(like, like.shape[2]) for like in empty.factors),
-        kernel=(
-            normal(empty.kernel, workload.chain.in_features) if has_kernel else None
-        ),
-        dy=normal(empty.dy),
+        x=one(x_key, empty.x),
+        factors=_normal(factors_key, chain.shapes, fans_in, workload.dtype),
+        kernel=one(kernel_key, empty.kernel, chain.in_features) if has_kernel else None,
+        dy=one(dy_key, empty.dy),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _normal(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, scale: float
-) -> jax.Array:
-    return (scale * jax.random.normal(key, shape)).astype(dtype)
+    key: jax.Array,
+    shapes: tuple[tuple[int, ...], ...],
+    fans_in: tuple[int, ...],
+    dtype: str,
+) -> tuple[jax.Array, ...]:
+    """Arrays of these shapes, of variance one over the fan-in."""
+    sizes = [math.prod(shape) for shape in shapes]
+    # One draw for all: XLA takes its time to compile each.
+    parts = jnp.split(
+        jax.random.normal(key, (sum(sizes),)), list(accumulate(sizes))[:-1]
+    )
+    return tuple(
+        (part.reshape(shape) / math.sqrt(fan_in)).astype(dtype)
+        for part, shape, fan_in in zip(parts, shapes, fans_in, strict=True)
+    )
 
 
 def shapes(workload: Workload) -> Inputs:
