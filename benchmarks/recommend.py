@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 import butterjax as bj
-from benchmarks import cases, results, workloads
+from benchmarks import cases, workloads
 from benchmarks.environment import Environment
 from benchmarks.reporting import words
 from benchmarks.reporting.groups import groups
+from benchmarks.reporting.rows import load
 from benchmarks.timings import timings
 from butterjax.planning import ASSUMED, Option, Recommendation, Timing
 
@@ -171,8 +172,7 @@ def main(argv: Sequence[str]) -> int:
     ends: tuple[int, int] = (flags.FLAGS.get_flag_value("in", 0), flags.FLAGS.out)
     dtype = _DTYPES.get(flags.FLAGS.dtype, flags.FLAGS.dtype)
     try:
-        rows = [row for path in result_files(argv[1:]) for row in results.load(path)]
-        known = list(timings(groups(rows)))
+        known = list(timings(groups(load(result_files(argv[1:])).layers)))
         device = device_named(
             flags.FLAGS.device or Environment.now().device,
             [one.device for one in known] + [one.device for one in ASSUMED],

@@ -2,8 +2,8 @@
 
 Says which implementation to use for the layers that were measured, how often each is
 the fastest and by how much, how that depends on the pattern, where it lies under the
-roofline, and what it rewrites in memory. Statistics never mix devices, dtypes, layouts,
-directions or batch sizes.
+roofline, what it rewrites in memory, and what whole networks gain. Statistics never
+mix devices, dtypes, layouts, directions or batch sizes.
 
   python -m benchmarks.report results/compare/compare.jsonl
   python -m benchmarks.report new/*.jsonl --baseline=old.jsonl --threshold=0.05
@@ -13,17 +13,18 @@ what has become slower, wrong or unsupported since, and fails if anything has.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import files, results
+from benchmarks import files
 from benchmarks.reporting import (
     changes,
     groups,
+    network_sections,
     page,
     sections,
     statistics,
@@ -31,6 +32,7 @@ from benchmarks.reporting import (
     words,
 )
 from benchmarks.reporting.groups import Group
+from benchmarks.reporting.rows import Rows, load
 
 
 def define_flags() -> None:
@@ -41,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "baseline",
         [],
-        "Result file to compare with; may be given several times.",
+        "Result file to compare layers with; may be given several times.",
     )
     flags.DEFINE_float(
         "threshold",
@@ -51,24 +53,8 @@ def define_flags() -> None:
     )
 
 
-def load(paths: Iterable[str]) -> list[results.Row]:
-    """The rows of result files.
-
-    Raises:
-      OSError: if a file cannot be read.
-      ValueError: if a file holds other lines, or no row.
-    """
-    rows = []
-    for path in paths:
-        there = results.load(pathlib.Path(path))
-        if not there:
-            raise ValueError(f"{path}: there are no rows in it")
-        rows += there
-    return rows
-
-
 def make_page(
-    rows: Sequence[results.Row],
+    rows: Rows,
     comparison: changes.Comparison | None,
     *,
     baseline: str,
@@ -82,28 +68,35 @@ def make_page(
       baseline: names of the baseline's files.
       threshold: least change that counted.
     """
-    found = groups.groups(rows)
+    found = groups.groups(rows.layers)
     strata = groups.strata(found)
-    devices = {key.device for key in strata}
-    versions = sorted({row.environment.versions.get("jax", "?") for row in rows})
-    commits = sorted({(row.environment.commit or "unknown")[:12] for row in rows})
-    days = sorted({row.environment.run[:10] for row in rows})
-    parts = [sections.answers(found)]
+    environments = [row.environment for row in rows.layers]
+    environments += [row.environment for row in rows.networks]
+    devices = sorted({one.device for one in environments})
+    versions = sorted({one.versions.get("jax", "?") for one in environments})
+    commits = sorted({(one.commit or "unknown")[:12] for one in environments})
+    days = sorted({one.run[:10] for one in environments})
+    parts = []
+    if found:
+        parts.append(sections.answers(found))
     if comparison is not None:
         parts.append(sections.changes(comparison, baseline, threshold))
+    if rows.networks:
+        parts.append(network_sections.networks(rows.networks))
     parts += [
         stratum_sections.section(
             key, members, key.name if len(devices) == 1 else f"{key.device}: {key.name}"
         )
         for key, members in strata.items()
     ]
-    parts.append(sections.troubles(found))
+    if found:
+        parts.append(sections.troubles(found))
     return page.Page(
         title="Butterfly layers: benchmark report",
         paragraphs=(
-            f"{words.count(len(rows), 'row')} on {words.listing(sorted(devices))}; "
-            f"{words.count(len(found), 'workload')}; jax {words.listing(versions)}; "
-            f"measured on {words.listing(days)} at "
+            f"{words.count(len(environments), 'row')} on {words.listing(devices)}; "
+            f"{words.count(len(found), 'workload')} of layers; "
+            f"jax {words.listing(versions)}; measured on {words.listing(days)} at "
             f"{words.listing([f'commit {commit}' for commit in commits])}.",
             "Times are ratios to a dense layer of the same size that was timed beside "
             "them, on random input. Devices, dtypes, layouts, directions and batch "
@@ -151,13 +144,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         rows = load(argv[1:])
         older = load(baseline)
+        if not (rows.layers or rows.networks):
+            raise ValueError(f"there are no rows in {words.listing(argv[1:])}")
         files.make_folder(output_dir)
     except (OSError, ValueError) as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 1
     comparison = None
     if baseline:
-        comparison = changes.compare(older, rows, threshold=flags.FLAGS.threshold)
+        comparison = changes.compare(
+            older.layers, rows.layers, threshold=flags.FLAGS.threshold
+        )
     with console.status("drawing ..."):
         made = make_page(
             rows,
@@ -166,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
             threshold=flags.FLAGS.threshold,
         )
         report = write(made, output_dir)
-    for key, members in groups.strata(groups.groups(rows)).items():
+    for key, members in groups.strata(groups.groups(rows.layers)).items():
         console.print(f"{key.device}: {key.name}", style="bold", soft_wrap=True)
         console.print(wins(members))
     for change in comparison.regressions if comparison else ():

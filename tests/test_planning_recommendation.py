@@ -101,6 +101,18 @@ def test_other_rows_do_not_count(other):
     assert not found.is_measured
 
 
+def test_the_dense_layer_is_that_beside_the_best_chain():
+    rows = [
+        timing(MONARCH, DENSE_LAYER, 1.0, seconds=1.0),
+        timing(MONARCH, "bmm", 0.9, seconds=0.9),
+        timing(RADIX2, DENSE_LAYER, 1.0, seconds=3.0),
+        timing(RADIX2, "bmm", 0.5, seconds=1.5),
+    ]
+    found = bj.planning.recommend(64, 64, **LAYER, timings=rows)
+    assert (found.best.seconds, found.dense.seconds) == (1.5, 3.0)
+    assert len(found.options) == 3
+
+
 def test_a_ratio_tells_what_the_dense_layer_took():
     rows = [timing(MONARCH, "bmm", 0.5, seconds=3.0)]
     found = bj.planning.recommend(64, 64, **LAYER, timings=rows)

@@ -59,7 +59,7 @@ class Option:
     Attributes:
       chain: the patterns; None for a dense layer.
       implementation: name in the registry, or `DENSE_LAYER`.
-      seconds: expected of a call; 0.0 never stands for "unknown".
+      seconds: expected of a call.
       ratio: that over the time of a dense layer: quartiles where it was measured,
         three times the same number where it was not.
       weight_bytes: of the weights.
@@ -85,7 +85,7 @@ class Recommendation:
 
     Attributes:
       best: what to use; may be the dense layer.
-      dense: the dense layer.
+      dense: the dense layer; where it was measured, as it was beside the best chain.
       options: all that were compared, fastest first, `dense` among them.
       is_measured: whether the times were measured on the device, for this very layer;
         otherwise the floor model gives them.
@@ -185,8 +185,8 @@ def recommend(
         in_features, out_features, batch, kind.name, kind.itemsize, axis, backward
     )
     there = [one for one in timings if one.device == device]
-    found = list(_measured(layer, chains, there))
-    if any(option.chain is not None for option in found):
+    found = _of_layer(layer, chains, there)
+    if any(timing.implementation != DENSE_LAYER for timing in found):
         return _by_measurement(layer, found)
     if chains is None:
         chains = candidates(in_features, out_features)
@@ -218,53 +218,53 @@ class _Layer:
         )
 
 
-def _measured(
+def _of_layer(
     layer: _Layer, chains: Sequence[Chain] | None, timings: Iterable[Timing]
-) -> Iterator[Option]:
-    for timing in timings:
-        if not layer.is_of(timing):
-            continue
-        is_dense = timing.implementation == DENSE_LAYER
-        if not is_dense and chains is not None and timing.chain not in chains:
-            continue
-        if not is_dense and chains is None and not replaces_dense(timing.chain):
-            continue
-        num_weights = (
-            layer.in_features * layer.out_features
-            if is_dense
-            else timing.chain.num_weights
-        )
-        yield Option(
-            chain=None if is_dense else timing.chain,
+) -> list[Timing]:
+    """The timings of the layer and the chains, and of dense layers."""
+
+    def counts(timing: Timing) -> bool:
+        if timing.implementation == DENSE_LAYER:
+            return True
+        if chains is not None:
+            return timing.chain in chains
+        return replaces_dense(timing.chain)
+
+    return [timing for timing in timings if layer.is_of(timing) and counts(timing)]
+
+
+def _by_measurement(layer: _Layer, found: Sequence[Timing]) -> Recommendation:
+    """Of the same chain and implementation the fastest, and one dense layer."""
+    ranked: dict[tuple[Chain, str], Timing] = {}
+    for timing in sorted(found, key=lambda t: (t.ratio[1], t.seconds)):
+        ranked.setdefault((timing.chain, timing.implementation), timing)
+    options = [
+        Option(
+            chain=timing.chain,
             implementation=timing.implementation,
             seconds=timing.seconds,
             ratio=timing.ratio,
-            weight_bytes=layer.itemsize * num_weights,
+            weight_bytes=layer.itemsize * timing.chain.num_weights,
             peak_bytes=timing.peak_bytes,
         )
-
-
-def _by_measurement(layer: _Layer, found: Sequence[Option]) -> Recommendation:
-    """Of the same chain and implementation, the fastest; and one dense layer."""
-    options: dict[tuple[Chain | None, str], Option] = {}
-    for option in sorted(found, key=lambda o: (o.ratio[1], o.seconds)):
-        options.setdefault((option.chain, option.implementation), option)
-    best = next(option for option in options.values() if option.chain is not None)
-    if (None, DENSE_LAYER) not in options:  # Its ratio tells what it took.
-        dense = Option(
-            chain=None,
-            implementation=DENSE_LAYER,
-            seconds=best.seconds / best.ratio[1],
-            ratio=(1.0, 1.0, 1.0),
-            weight_bytes=layer.itemsize * layer.in_features * layer.out_features,
-            peak_bytes=None,
-        )
-        options[None, DENSE_LAYER] = dense
-    dense = options[None, DENSE_LAYER]
+        for timing in ranked.values()
+        if timing.implementation != DENSE_LAYER
+    ]
+    best = options[0]
+    assert best.chain is not None
+    beside = ranked.get((best.chain, DENSE_LAYER))
+    dense = Option(
+        chain=None,
+        implementation=DENSE_LAYER,
+        seconds=beside.seconds if beside else best.seconds / best.ratio[1],
+        ratio=(1.0, 1.0, 1.0),
+        weight_bytes=layer.itemsize * layer.in_features * layer.out_features,
+        peak_bytes=beside.peak_bytes if beside else None,
+    )
     return Recommendation(
         best=best if best.ratio[2] < 1 else dense,
         dense=dense,
-        options=tuple(sorted(options.values(), key=lambda o: o.ratio[1])),
+        options=tuple(sorted([*options, dense], key=lambda option: option.ratio[1])),
         is_measured=True,
         rates=None,
     )

@@ -9,7 +9,7 @@ import xml.etree.ElementTree
 import pytest
 
 import butterjax as bj
-from benchmarks import jsonl, report
+from benchmarks import jsonl, models, network_rows, report
 from benchmarks.reporting import groups, sections
 from benchmarks.workloads import DENSE_LAYER
 from tests.benchmarks.reporting.test_groups import ratio, run
@@ -113,7 +113,7 @@ def test_the_committed_example():
     root = parse(path)
     check_that_nothing_is_fetched(root)
     rows = report.load(str(path.parent / name) for name in EXAMPLE)
-    answer = sections.answers(groups.groups(rows))
+    answer = sections.answers(groups.groups(rows.layers))
     shown = tables(root)[: len(answer.tables)]
     assert [table[1:] for table in shown] == [
         list(map(list, table.rows)) for table in answer.tables
@@ -192,22 +192,61 @@ def test_regressions_are_named(tmp_path):
     assert make_report(old, f"--baseline={new}", output).returncode == 0
 
 
-def test_files_are_checked_first(tmp_path):
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [('{"a": 1}\n', "error: {}, line 1: row."), ("", "error: there are no rows in {}")],
+)
+def test_files_are_checked_first(tmp_path, contents, message):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n')
+    path.write_text(contents)
     output = tmp_path / "out"
     done = make_report(str(path), f"--output_dir={output}")
     assert done.returncode == 1
-    assert f"error: {path}, line 1: row." in done.stdout
+    assert message.format(path) in done.stdout
     assert not output.exists()
 
 
-def test_files_without_rows(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
-        report.load([str(tmp_path / "none.jsonl")])
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ValueError, match=r"empty\.jsonl: there are no rows"):
-        report.load([str(tmp_path / "empty.jsonl")])
+NETWORK = network_rows.Row(
+    environment=NEW["environment"],
+    workload=network_rows.Workload(
+        "llama_mlp", models.Sizes(2, 64, 0, 96, 16, 0), 4, "float32", "inference"
+    ),
+    implementation=network_rows.DENSE_LAYERS,
+    num_weights=123456,
+    tolerance=1e-5,
+    measured=measurement(1.0),
+    unsupported=None,
+    failed=None,
+)
+
+
+def test_networks(tmp_path):
+    times = ratio(0.4, 0.5, 0.6, seconds=0.5, is_noisy=True)
+    made = [
+        NETWORK,
+        dataclasses.replace(
+            NETWORK, implementation="bmm", num_weights=1000, measured=times
+        ),
+        dataclasses.replace(
+            NETWORK, implementation="bcsr", measured=None, unsupported="too odd"
+        ),
+        dataclasses.replace(
+            NETWORK, implementation="bmm", measured=None, **OLD, failed="boom"
+        ),
+    ]
+    path = write(tmp_path, "networks.jsonl", made)
+    found = report.load([path, write(tmp_path, "rows.jsonl", rows(**NEW))])
+    assert found.networks == tuple(made)
+    assert len(found.layers) == len(rows())
+    alone = report.load([path])
+    (section,) = report.make_page(alone, None, baseline="", threshold=0.1).sections
+    (table,) = section.tables
+    assert "llama_mlp, inference, batch 4, float32, 2 blocks" in table.caption
+    assert table.rows == (
+        ("dense layers", "1,000", "1 (1–1)", "4", "123,456", "4.1 kB"),
+        ("bmm", "500 ~", "0.5 (0.4–0.6)", "8", "1,000", "4.1 kB"),
+        ("bcsr (refused: too odd)", "–", "–", "–", "–", "–"),
+    )
 
 
 def test_usage():
@@ -220,7 +259,9 @@ def test_usage():
 
 
 def test_a_killed_report_leaves_the_old_one(tmp_path, monkeypatch):
-    first = report.make_page(rows(**NEW), None, baseline="", threshold=0.1)
+    first = report.make_page(
+        report.Rows(tuple(rows(**NEW))), None, baseline="", threshold=0.1
+    )
     report.write(first, tmp_path)
     before = (tmp_path / "report.html").read_bytes()
 
@@ -238,5 +279,5 @@ def test_no_answer_without_a_dense_layer():
     section = sections.answers(groups.groups(alone))
     assert section.tables == ()
     assert section.paragraphs[0].startswith("No chain in these rows")
-    page = report.make_page(alone, None, baseline="", threshold=0.1)
+    page = report.make_page(report.Rows(tuple(alone)), None, baseline="", threshold=0.1)
     assert len(page.sections) == 3
