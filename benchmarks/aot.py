@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from benchmarks import hlo, ptx
+from benchmarks.units import Bytes
 
 DEVICE = "NVIDIA H200"
 CHIP = pathlib.Path(__file__).parent / "chips" / "nvidia_h200.txtpb"
@@ -43,10 +44,10 @@ _DUMP_TO = "MOSAIC_GPU_DUMP_TO"
 class Memory:
     """Bytes in the device's memory, as XLA's buffer assignment has them."""
 
-    argument: int
-    output: int
-    temporary: int
-    peak: int
+    argument: Bytes
+    output: Bytes
+    temporary: Bytes
+    peak: Bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Facts:
     def moved_bytes(self) -> int:
         """Bytes that transposes and copies write in a call."""
         return hlo.moved_bytes(self.launches)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that a call writes in all."""
+        return hlo.written_bytes(self.launches)
 
 
 def missing_wheels() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.files import write_whole
 from benchmarks.results import Row
-from benchmarks.tables import by_workload, title
+from benchmarks.tables import by_workload, titles
 from benchmarks.workloads import DENSE_LAYER
 
 _MARKERS = "osD^vPX*<>hp"
@@ -24,7 +24,8 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     """
     groups = by_workload(rows)
     names = list(dict.fromkeys(row.implementation for row in rows))
-    names.remove(DENSE_LAYER)
+    if DENSE_LAYER in names:
+        names.remove(DENSE_LAYER)
     figure = Figure(figsize=(9, 1.6 + 0.36 * len(groups)), layout="constrained")
     ax = figure.subplots()
     for index, name in enumerate(names):
@@ -32,7 +33,9 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
             (row.measured.ratio_to_dense_layer, position)
             for position, group in enumerate(groups)
             for row in group
-            if row.implementation == name and row.measured
+            if row.implementation == name
+            and row.measured
+            and row.measured.ratio_to_dense_layer
         ]
         if not points:
             continue
@@ -55,17 +58,19 @@ def compare(rows: Sequence[Row], path: pathlib.Path) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_yticks(
         range(len(groups)),
-        [title(group[0]) for group in groups],
+        [titles(rows)[group[0].workload] for group in groups],
         fontsize=8,
     )
     ax.invert_yaxis()
     ax.grid(axis="x", which="both", alpha=0.25)
-    first = rows[0]
+    batches = ", ".join(dict.fromkeys(str(row.workload.batch) for row in rows))
+    dtypes = ", ".join(dict.fromkeys(row.workload.dtype for row in rows))
     ax.set_xlabel("time ÷ time of the dense layer (median and quartiles)")
     ax.set_title(
-        f"batch {first.batch}, {first.dtype}, {first.environment.device}\n"
+        f"batch {batches}, {dtypes}, {rows[0].environment.device}\n"
         "left of the line is faster than the dense layer",
         fontsize=9,
     )
-    figure.legend(loc="outside lower center", ncols=len(names))
+    if ax.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=len(names))
     write_whole(path, functools.partial(figure.savefig, dpi=150))

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks import aot, results, workloads
 from benchmarks.cases import parse_chain
+from benchmarks.environment import Environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +21,16 @@ class Case:
       batch: rows of x.
       dtype: of all arrays.
       layout: one of `benchmarks.workloads.LAYOUTS`.
-      kernels: hand-written kernels that must take the case, as `pallas` must all;
-        others may refuse it.
+      launches: kernels that `pallas_chain` may start, one for all factors that should
+        share a launch; None where that is not known, and kernels may refuse the case.
       too_much_for: implementations that XLA is known not to compile here.
     """
 
     chain: str
     batch: int = 4096
     dtype: str = "bfloat16"
-    layout: str = "feature_last"
-    kernels: tuple[str, ...] = ()
+    layout: workloads.Layout = "feature_last"
+    launches: int | None = None
     too_much_for: tuple[str, ...] = ()
 
     @property
@@ -38,7 +39,7 @@ class Case:
         chain = self.chain.replace(" ", "")
         return f"{chain}/{self.batch}/{self.dtype}/{self.layout}"
 
-    def workload(self, direction: str) -> workloads.Workload:
+    def workload(self, direction: workloads.Direction) -> workloads.Workload:
         """The case in a direction."""
         return workloads.Workload(
             case=self.chain,
@@ -53,35 +54,71 @@ class Case:
 # The last ones are patterns of arXiv 2405.15013, in its batch and half precision: the
 # smallest, and those with the widest layer and with the most weights.
 CASES = (
-    Case("monarch:512x512", kernels=("pallas_chain",)),
-    Case("monarch:768x768", kernels=("pallas_chain",)),
-    Case("monarch:1024x1024", kernels=("pallas_chain",)),
-    Case("monarch:1024x1024", dtype="float32"),
-    Case("monarch:1024x1024", layout="feature_first", kernels=("pallas_chain",)),
-    Case("monarch:2048x2048", kernels=("pallas_chain",)),
-    Case("monarch:768x3072"),
-    Case("monarch:3072x768", kernels=("pallas_chain",)),
-    Case("square_dyadic:1024", kernels=("pallas_chain",)),
-    Case("square_dyadic:4096"),
-    Case("(1,48,48,1)", batch=25088, dtype="float16"),
-    Case("(96,192,192,4)", batch=25088, dtype="float16"),
-    Case("(96,192,192,4)", batch=25088, dtype="float16", layout="feature_first"),
-    Case("(96,192,192,4)", batch=25088, dtype="float32"),
+    Case("monarch:512x512", launches=1),
+    Case("monarch:768x768", launches=1),
+    Case("monarch:1024x1024", launches=1),
+    Case("monarch:1024x1024", dtype="float32", launches=1),
+    Case("monarch:1024x1024", layout="feature_first", launches=1),
+    Case("monarch:2048x2048", launches=1),
+    Case("monarch:768x3072", launches=2),  # In one it should take longer.
+    Case("monarch:768x3072", layout="feature_first", launches=1),
+    Case("monarch:3072x768", launches=1),
+    Case("square_dyadic:1024", launches=1),
+    Case("square_dyadic:4096", launches=2),  # More than one CTA has room for.
+    Case("(1,48,48,1)", batch=25088, dtype="float16", launches=1),
+    Case("(96,192,192,4)", batch=25088, dtype="float16", launches=1),
+    Case(
+        "(96,192,192,4)",
+        batch=25088,
+        dtype="float16",
+        layout="feature_first",
+        launches=1,
+    ),
+    Case("(96,192,192,4)", batch=25088, dtype="float32", launches=1),
     # A scatter takes more blocks than a launch can have.
-    Case("(4,1024,1024,16)", batch=25088, dtype="float16", too_much_for=("bcsr",)),
+    Case(
+        "(4,1024,1024,16)",
+        batch=25088,
+        dtype="float16",
+        launches=1,
+        too_much_for=("bcsr",),
+    ),
 )
 
-# Hand-written kernels, and whether they take the whole chain in one launch.
-KERNELS = {"pallas": False, "pallas_chain": True}
+KERNELS = ("pallas", "pallas_chain")  # Implementations that are hand-written kernels.
 
 
 def select(patterns: Sequence[str]) -> list[Case]:
-    """Those of `CASES` whose name begins with one of the patterns."""
-    return [
-        case
-        for case in CASES
-        if any(fnmatch.fnmatchcase(case.name, f"{p}*") for p in patterns)
-    ]
+    """Those of `CASES` whose name begins with one of the patterns, and new ones.
+
+    Raises:
+      ValueError: if a pattern is the start of none of them, nor the whole name of a
+        case, CHAIN/BATCH/DTYPE/LAYOUT.
+    """
+    chosen: dict[str, Case] = {}
+    for pattern in patterns:
+        globs = f"{pattern}*"
+        found = [case for case in CASES if fnmatch.fnmatchcase(case.name, globs)]
+        chosen |= {case.name: case for case in found or [_new_case(pattern)]}
+    return list(chosen.values())
+
+
+def _new_case(name: str) -> Case:
+    chain, *rest = name.split("/")
+    if len(rest) != 3:
+        raise ValueError(f"no case is named {name!r}; see --help")
+    batch, dtype, layout = rest
+    parse_chain(chain)
+    if not batch.isdecimal() or int(batch) < 1:
+        raise ValueError(f"{name!r}: the batch must be a number above 0, got {batch!r}")
+    if dtype not in workloads.DTYPES:
+        known = ", ".join(workloads.DTYPES)
+        raise ValueError(f"{name!r}: the dtype must be one of {known}; got {dtype!r}")
+    for known_layout in workloads.LAYOUTS:
+        if layout == known_layout:
+            return Case(chain, int(batch), dtype, known_layout)
+    known = ", ".join(workloads.LAYOUTS)
+    raise ValueError(f"{name!r}: the layout must be one of {known}; got {layout!r}")
 
 
 def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
@@ -97,12 +134,7 @@ class Row:
 
     Attributes:
       environment: of the run; the device is the one that was compiled for.
-      case: name of the case.
-      chain: patterns (a, b, c, d), in the order of the matrix product.
-      batch: rows of x.
-      dtype: of all arrays.
-      layout: "feature_last" or "feature_first".
-      direction: "forward" or "forward+backward".
+      workload: what would be run.
       implementation: name in the registry, or "dense layer" for one product with a
         ready matrix of the same size.
       compiler_options: that XLA was given.
@@ -112,13 +144,8 @@ class Row:
       problems: what is wrong, in words; empty if all is well.
     """
 
-    environment: results.Environment
-    case: str
-    chain: tuple[tuple[int, int, int, int], ...]
-    batch: int
-    dtype: str
-    layout: str
-    direction: str
+    environment: Environment
+    workload: workloads.Workload
     implementation: str
     compiler_options: dict[str, str | bool]
     facts: aot.Facts | None
@@ -126,13 +153,20 @@ class Row:
     error: str | None
     problems: tuple[str, ...]
 
+    @property
+    def key(self) -> results.Key:
+        """What is not compiled twice."""
+        return results.key(
+            self.environment, self.workload, self.implementation, self.compiler_options
+        )
+
 
 def compile_one(
     case: Case,
-    direction: str,
+    direction: workloads.Direction,
     implementation: str,
     *,
-    environment: results.Environment,
+    environment: Environment,
     options: dict[str, str | bool],
 ) -> Row:
     """Compiles one implementation and judges what comes out."""
@@ -140,7 +174,8 @@ def compile_one(
     facts = unsupported = error = None
     try:
         facts = aot.compile_for_gpu(
-            *workloads.abstract_call(workload, implementation), options=options
+            *workloads.program(workload, implementation, workloads.shapes(workload)),
+            options=options,
         )
     except NotImplementedError as refusal:
         unsupported = str(refusal)
@@ -148,12 +183,7 @@ def compile_one(
         error = str(failure)
     return Row(
         environment=environment,
-        case=case.name,
-        chain=workload.chain.shapes,
-        batch=case.batch,
-        dtype=case.dtype,
-        layout=case.layout,
-        direction=direction,
+        workload=workload,
         implementation=implementation,
         compiler_options=options,
         facts=facts,
@@ -165,7 +195,7 @@ def compile_one(
 
 def judge(
     case: Case,
-    direction: str,
+    direction: workloads.Direction,
     implementation: str,
     facts: aot.Facts | None,
     unsupported: str | None,
@@ -176,7 +206,7 @@ def judge(
         known = implementation in case.too_much_for
         return () if known else (f"it does not compile: {error}",)
     if unsupported is not None:
-        must = implementation in ("pallas", *case.kernels)
+        must = case.launches is not None and implementation in KERNELS
         return (f"it refuses: {unsupported}",) if must else ()
     if facts is None or implementation not in KERNELS:
         return ()
@@ -185,7 +215,9 @@ def judge(
     work = case.workload(direction)
     return aot.kernel_problems(
         facts,
-        max_launches=1 if KERNELS[implementation] else len(work.chain),
+        max_launches=(
+            case.launches if implementation == "pallas_chain" else len(work.chain)
+        ),
         weight_bytes=work.weight_bytes,
     )
 
@@ -194,7 +226,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """What was compiled: a table per case and direction, a line per implementation."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(f"{row.case}, {row.direction}", []).append(row)
+        groups.setdefault(row.workload.name, []).append(row)
     width = max((len(_label(row)) for row in rows), default=0)
     for title, group in groups.items():
         shown = Table(
@@ -216,16 +248,18 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
 HEADINGS = {
     "laun-\nches": 5,
     "moved\nMB": 7,
+    "of\nall": 4,
     "temp\nMB": 7,
     "peak\nMB": 7,
-    "regis-\nters": 6,
+    "regs": 4,
     "spill\nB": 5,
     "smem\nKiB": 4,
 }
 LEGEND = (
-    "moved: written by transposes and copies; temp: memory beside arguments and "
-    "results;\npeak: all memory; the last columns are of hand-written kernels, the "
-    "largest of each;\nspill: stored and loaded by a thread"
+    "moved: written by transposes and copies, and its share of all that is written;\n"
+    "temp: memory beside arguments and results; peak: all memory; the last columns\n"
+    "are of hand-written kernels, the largest of each: registers, bytes that a thread\n"
+    "stores and loads in spills, shared memory"
 )
 
 
@@ -239,7 +273,10 @@ def _label(row: Row) -> str:
 def _cells(facts: aot.Facts) -> Iterator[str]:
     memory, kernels = facts.memory, facts.kernels
     yield str(facts.num_launches)
-    for size in (facts.moved_bytes, memory.temporary, memory.peak):
+    yield f"{facts.moved_bytes / 1e6:.1f}"
+    written = facts.written_bytes
+    yield f"{facts.moved_bytes / written:.0%}" if written else ""
+    for size in (memory.temporary, memory.peak):
         yield f"{size / 1e6:.1f}"
     if kernels:
         yield str(max(kernel.registers for kernel in kernels))
@@ -255,7 +292,7 @@ def instructions(rows: Sequence[Row]) -> Table:
     for row in rows:
         for kernel in row.facts.kernels if row.facts else ():
             shown.add_row(
-                f"{row.case}, {row.direction}\n  {row.implementation}: {kernel.name}",
+                f"{row.workload.name}\n  {row.implementation}: {kernel.name}",
                 *(
                     "\n".join(f"{times} × {what}" for what, times in counts.items())
                     for counts in (kernel.operations, kernel.accesses)
@@ -264,7 +301,7 @@ def instructions(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def compiled_for(environment: results.Environment) -> results.Environment:
+def compiled_for(environment: Environment) -> Environment:
     """This process's environment, with the chip and the compiler put in."""
     return dataclasses.replace(
         environment,

@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.units import Bytes, Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -49,12 +51,14 @@ class Launch:
       times: how often it runs.
       moved_bytes: bytes it writes, each time, of results that are only transposed or
         copied inputs; a change of dtype on the way counts as no work of its own.
+      written_bytes: bytes it writes, each time, workspaces of libraries left out.
     """
 
     name: str
     kind: str
-    times: int
-    moved_bytes: int
+    times: Count
+    moved_bytes: Bytes
+    written_bytes: Bytes
 
 
 # Instructions that start nothing on the device.
@@ -175,6 +179,7 @@ def _launches(module: Module, name: str, *, times: int) -> Iterator[Launch]:
                 kind=instruction.target or opcode,
                 times=times,
                 moved_bytes=_moved_bytes(module, instruction),
+                written_bytes=_written_bytes(instruction),
             )
 
 
@@ -188,11 +193,31 @@ def moved_bytes(found: Sequence[Launch]) -> int:
     return sum(launch.times * launch.moved_bytes for launch in found)
 
 
+def written_bytes(found: Sequence[Launch]) -> int:
+    """Bytes that all launches write."""
+    return sum(launch.times * launch.written_bytes for launch in found)
+
+
+def moving_kernels(found: Sequence[Launch]) -> frozenset[str]:
+    """What XLA names the kernels of those launches that transpose or copy."""
+    return frozenset(
+        re.sub(r"\W", "_", launch.name) for launch in found if launch.moved_bytes
+    )
+
+
+def _written_bytes(instruction: Instruction) -> int:
+    """Bytes of the result; of its first part where the others are no results."""
+    is_library = instruction.target.startswith(("__cublas", "__cudnn"))
+    if is_library or instruction.opcode == "copy-start":
+        return num_bytes(instruction.shape.split("]")[0] + "]")
+    return num_bytes(instruction.shape)
+
+
 def _moved_bytes(module: Module, instruction: Instruction) -> int:
     if instruction.opcode in _MOVES:
         return num_bytes(instruction.shape)
-    if instruction.opcode == "copy-start":  # (destination, source, context)
-        return num_bytes(instruction.shape.split("]")[0] + "]")
+    if instruction.opcode == "copy-start":
+        return _written_bytes(instruction)
     if instruction.opcode != "fusion":
         return 0
     body = {i.name: i for i in module.computations[instruction.called[0]]}

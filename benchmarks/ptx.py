@@ -5,6 +5,8 @@ import dataclasses
 import pathlib
 import re
 
+from benchmarks.units import Bytes, Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -25,13 +27,13 @@ class Kernel:
     """
 
     name: str
-    registers: int
-    stack_bytes: int
-    spill_store_bytes: int
-    spill_load_bytes: int
-    shared_bytes: int
-    operations: dict[str, int]
-    accesses: dict[str, int]
+    registers: Count
+    stack_bytes: Bytes
+    spill_store_bytes: Bytes
+    spill_load_bytes: Bytes
+    shared_bytes: Bytes
+    operations: dict[str, Count]
+    accesses: dict[str, Count]
     warnings: tuple[str, ...]
 
 

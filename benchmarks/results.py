@@ -1,110 +1,111 @@
-"""Result files: JSON lines, one self-contained row per measurement."""
+"""The row that a benchmark of layers writes for each measurement, and reading it."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Literal, Protocol
 
-import jax
+from benchmarks import jsonl
+from benchmarks.environment import Environment
+from benchmarks.units import (
+    Bytes,
+    Count,
+    Flops,
+    Joules,
+    Ratio,
+    RatioQuartiles,
+    Seconds,
+    SecondsQuartiles,
+    Setting,
+)
+from benchmarks.workloads import Workload
 
-import butterjax
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    """Where and when a run took place.
-
-    Attributes:
-      run: start of the run in UTC; the rows of one run were measured together.
-      device: kind of the device, with the processor's name for a CPU.
-      versions: of Python and the packages that decide a measurement.
-      commit: of the source tree, with "+" after it where files were changed; None
-        where the tree is no checkout.
-    """
-
-    run: str
-    device: str
-    versions: dict[str, str]
-    commit: str | None
-
-    @classmethod
-    def now(cls) -> "Environment":
-        """That of this process, from now on."""
-        packages = ("jax", "jaxlib", "numpy")
-        found = {name: importlib.metadata.version(name) for name in packages}
-        found["butterjax"] = butterjax.__version__
-        return cls(
-            run=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            device=_device_name(),
-            versions={"python": platform.python_version(), **found},
-            commit=_commit(),
-        )
+Key = tuple[Hashable, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one implementation took on one workload. Times are in seconds.
+    """What one implementation took on one workload.
 
     Attributes:
       seconds: first quartile, median and third quartile of a call.
       num_samples: number of timed calls.
-      ratio_to_dense_layer: quartiles of the ratio of the times, call by call.
+      clock: "wall" for the time until the results are there, as the host sees it;
+        "cupti" for the time that the kernels of the call ran on the device, added up.
+      is_noisy: whether the quartiles lie far apart though the time limit was used up.
+      ratio_to_dense_layer: quartiles of the ratio of the times, call by call; None
+        where no dense layer was measured beside it.
       compile_seconds: time to trace and compile.
-      error: largest relative Frobenius error of an output against float64.
+      error: largest relative Frobenius error of an output against float64, None where
+        an output is not finite.
+      rotated_bytes: what the arguments take that the calls went through in turn; at
+        least `Environment.cache_bytes` where no call found its arguments in a cache.
+      peak_bytes: memory for arguments, results and temporaries, by XLA's analysis.
+      device_peak_bytes: by how much a call raised the most that the device's memory
+        ever held, above what it held before; None where no peak was set or known.
+      moved_bytes: that transposes and copies write, by XLA's optimised HLO.
+      written_bytes: that all of the call writes, results and intermediates.
+      moved_seconds: that the kernels of those took, median; None without a device's
+        clock.
+      joules: energy of the device for a call; None where none was metered.
     """
 
-    seconds: tuple[float, float, float]
-    num_samples: int
-    ratio_to_dense_layer: tuple[float, float, float]
-    compile_seconds: float
-    error: float
+    seconds: SecondsQuartiles
+    num_samples: Count
+    clock: Literal["wall", "cupti"]
+    is_noisy: bool
+    ratio_to_dense_layer: RatioQuartiles | None
+    compile_seconds: Seconds
+    error: Ratio | None
+    rotated_bytes: Bytes | None
+    peak_bytes: Bytes | None
+    device_peak_bytes: Bytes | None
+    moved_bytes: Bytes | None
+    written_bytes: Bytes | None
+    moved_seconds: Seconds | None
+    joules: Joules | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One implementation on one workload.
 
+    Just one of `measured`, `unsupported` and `failed` is not None.
+
     Attributes:
       environment: of the run.
-      case: the chain as the flag spelt it.
-      chain: patterns (a, b, c, d), in the order of the matrix product.
-      batch: rows of x.
-      dtype: of x and of the factors.
-      layout: "feature_last" for x (batch, features), or "feature_first".
-      direction: "forward" or "forward+backward".
+      workload: what was run.
       implementation: name in the registry, or "dense layer" for one product with a
         ready matrix of the same size.
+      configuration: of the implementation's kernel, None for its own choice.
       is_default: whether `implementation=None` takes this one.
       tolerance: the error that is allowed.
       flops: of the chain's forward pass as given, for the whole batch.
-      floor_bytes: bytes of x, the factors and y, each moved once.
-      measured: what was measured, None where the implementation refused.
-      unsupported: why it refused, None where it did not.
+      floor_bytes: of x, the factors and y, each moved once.
+      measured: what was measured.
+      unsupported: why the implementation refused.
+      failed: why it did not compile or run.
     """
 
     environment: Environment
-    case: str
-    chain: tuple[tuple[int, int, int, int], ...]
-    batch: int
-    dtype: str
-    layout: str
-    direction: str
+    workload: Workload
     implementation: str
+    configuration: dict[str, Setting | bool | str | None] | None
     is_default: bool
-    tolerance: float
-    flops: int
-    floor_bytes: int
+    tolerance: Ratio
+    flops: Flops
+    floor_bytes: Bytes
     measured: Measurement | None
     unsupported: str | None
+    failed: str | None
+
+    @property
+    def key(self) -> Key:
+        """What is not measured twice; see `key`."""
+        return key(
+            self.environment, self.workload, self.implementation, self.configuration
+        )
 
     @property
     def median(self) -> float:
@@ -114,42 +115,46 @@ class Row:
     @property
     def is_wrong(self) -> bool:
         """Whether an output is further from float64 than allowed."""
-        return self.measured is not None and not self.measured.error <= self.tolerance
+        if self.measured is None:
+            return False
+        error = self.measured.error
+        return error is None or not error <= self.tolerance
 
 
-def append(path: pathlib.Path, rows: Iterable["DataclassInstance"]) -> None:
-    """Adds rows to a file, in one write, so that a reader sees whole lines."""
-    text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
-    with path.open("ab", buffering=0) as file:
-        file.write(text.encode())
-        os.fsync(file.fileno())
+def key(
+    environment: Environment,
+    workload: Workload,
+    implementation: str,
+    configuration: Mapping[str, Any] | None,
+) -> Key:
+    """What a resumed run does not measure again: all that decides a measurement.
+
+    That is the device, all versions, the commit (with uncommitted changes), the
+    workload, the implementation and its configuration. The seed, the time limit and
+    the start of the run are left out.
+    """
+    return (
+        environment.device,
+        tuple(sorted(environment.versions.items())),
+        environment.commit,
+        workload,
+        implementation,
+        json.dumps(configuration, sort_keys=True),
+    )
 
 
-def _device_name() -> str:
-    """Kind of the default device; for a CPU the processor's name."""
-    kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} threads"
+class Keyed(Protocol):
+    """A row that a resumed run finds again."""
+
+    @property
+    def key(self) -> Key: ...
 
 
-def _commit() -> str | None:
-    """Commit of this source tree, None where it is not a checkout."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout else "")
+def latest[K: Keyed](rows: Iterable[K]) -> dict[Key, K]:
+    """The rows by key; of those with the same key the last."""
+    return {row.key: row for row in rows}
+
+
+def load(path: pathlib.Path) -> list[Row]:
+    """The rows of a file; see `benchmarks.jsonl.load`."""
+    return jsonl.load(path, Row)

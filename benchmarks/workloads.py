@@ -2,31 +2,50 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 import butterjax as bj
+from benchmarks.units import Count
 
-LAYOUTS: dict[str, Literal[0, -1]] = {"feature_last": -1, "feature_first": 0}
-DIRECTIONS = ("forward", "forward+backward")
+Layout = Literal["feature_last", "feature_first"]
+Direction = Literal["forward", "forward+backward"]
+LAYOUTS: dict[Layout, Literal[0, -1]] = {"feature_last": -1, "feature_first": 0}
+DIRECTIONS: tuple[Direction, ...] = ("forward", "forward+backward")
+DTYPES = ("float32", "bfloat16", "float16")
 DENSE_LAYER = "dense layer"
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One case of a benchmark; see `benchmarks.results.Row` for the fields."""
+    """One case of a benchmark.
+
+    Attributes:
+      case: the chain as the flag spelt it.
+      chain: patterns (a, b, c, d), in the order of the matrix product.
+      batch: rows of x.
+      dtype: of x and of the factors.
+      layout: "feature_last" for x (batch, features), or "feature_first".
+      direction: "forward" or "forward+backward".
+    """
 
     case: str
     chain: bj.Chain
-    batch: int
+    batch: Count
     dtype: str
-    layout: str
-    direction: str
+    layout: Layout
+    direction: Direction
+
+    @property
+    def name(self) -> str:
+        """All that tells workloads apart, in one word."""
+        case = self.case.replace(" ", "")
+        return f"{case}/{self.batch}/{self.dtype}/{self.layout}/{self.direction}"
 
     @property
     def axis(self) -> Literal[0, -1]:
@@ -45,10 +64,16 @@ class Workload:
         """Bytes of the factors."""
         return jnp.dtype(self.dtype).itemsize * self.chain.num_weights
 
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of the matrix of a dense layer of the same size."""
+        size = self.chain.in_features * self.chain.out_features
+        return jnp.dtype(self.dtype).itemsize * size
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Random arrays for a workload, in float64.
+    """Arrays for a workload, of its dtype, or only their shapes.
 
     Attributes:
       x: (batch, in_features), or (in_features, batch) where features come first.
@@ -58,60 +83,50 @@ class Inputs:
       dy: gradient of the result.
     """
 
-    x: np.ndarray
-    factors: tuple[np.ndarray, ...]
-    kernel: np.ndarray
-    dy: np.ndarray
+    x: Any
+    factors: tuple[Any, ...]
+    kernel: Any
+    dy: Any
 
 
 def draw(workload: Workload, seed: int) -> Inputs:
-    """Standard normal x and dy, weights that keep the variance."""
-    rng = np.random.default_rng(seed)
+    """Standard normal x and dy, weights that keep the variance, on the device."""
     empty = shapes(workload)
-    sqrt_in = np.sqrt(workload.chain.in_features)
+    keys = iter(jax.random.split(jax.random.key(seed), 3 + len(workload.chain)))
+
+    def normal(like: jax.ShapeDtypeStruct, fan_in: int = 1) -> jax.Array:
+        return _normal(next(keys), like.shape, like.dtype, 1 / math.sqrt(fan_in))
+
     return Inputs(
-        x=rng.standard_normal(empty.x.shape),
-        factors=tuple(
-            rng.standard_normal(s) / np.sqrt(s[2]) for s in workload.chain.shapes
-        ),
-        kernel=rng.standard_normal(empty.kernel.shape) / sqrt_in,
-        dy=rng.standard_normal(empty.dy.shape),
+        x=normal(empty.x),
+        factors=tuple(normal(like, like.shape[2]) for like in empty.factors),
+        kernel=normal(empty.kernel, workload.chain.in_features),
+        dy=normal(empty.dy),
     )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, scale: float
+) -> jax.Array:
+    return (scale * jax.random.normal(key, shape)).astype(dtype)
 
 
 def shapes(workload: Workload) -> Inputs:
-    """Inputs of zeros that take no memory, where only shapes matter."""
+    """Shapes and dtypes of what `draw` gives."""
     chain, batch = workload.chain, workload.batch
 
-    def zeros(*shape: int) -> np.ndarray:
-        return np.broadcast_to(np.zeros(()), shape)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return zeros(columns, rows) if workload.axis == 0 else zeros(rows, columns)
+    def matrix(rows: int, columns: int) -> jax.ShapeDtypeStruct:
+        shape = (columns, rows) if workload.axis == 0 else (rows, columns)
+        return jax.ShapeDtypeStruct(shape, workload.dtype)
 
     return Inputs(
         x=matrix(batch, chain.in_features),
-        factors=tuple(zeros(*shape) for shape in chain.shapes),
+        factors=tuple(
+            jax.ShapeDtypeStruct(shape, workload.dtype) for shape in chain.shapes
+        ),
         kernel=matrix(chain.in_features, chain.out_features),
         dy=matrix(batch, chain.out_features),
-    )
-
-
-def call(
-    workload: Workload, implementation: str | None, inputs: Inputs, dtype: DTypeLike
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The function of `program`, and its arguments as arrays of the given dtype."""
-    function, arguments = program(workload, implementation, inputs)
-    return function, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), arguments)
-
-
-def abstract_call(
-    workload: Workload, implementation: str | None
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """As `call`, with only the shapes and dtypes of the arguments."""
-    function, arguments = program(workload, implementation, shapes(workload))
-    return function, jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, workload.dtype), arguments
     )
 
 
@@ -129,20 +144,35 @@ def program(
       A function of arrays alone, that returns y and, for "forward+backward", the
       gradients of Σ y·dy in x and in the weights; and its arguments.
     """
-    weights: Any
     function: Callable[..., jax.Array]
     if implementation == DENSE_LAYER:
-        weights = inputs.kernel
-        function = _feature_first_product if workload.axis == 0 else jnp.matmul
+        function = _dense_layer(workload)
     else:
-        weights = inputs.factors
         function = functools.partial(
             bj.butterfly, axis=workload.axis, implementation=implementation
         )
+    return with_direction(
+        workload, function, inputs, dense_layer=implementation == DENSE_LAYER
+    )
+
+
+def with_direction(
+    workload: Workload,
+    function: Callable[..., jax.Array],
+    inputs: Inputs,
+    *,
+    dense_layer: bool = False,
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """As `program`, for any function of x and the factors, or x and the kernel."""
+    weights = inputs.kernel if dense_layer else inputs.factors
     arguments: tuple[Any, ...] = (inputs.x, weights)
     if workload.direction == "forward+backward":
         function, arguments = _with_gradients(function), (inputs.dy, *arguments)
     return function, arguments
+
+
+def _dense_layer(workload: Workload) -> Callable[..., jax.Array]:
+    return _feature_first_product if workload.axis == 0 else jnp.matmul
 
 
 def _feature_first_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -157,31 +187,48 @@ def _with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return run
 
 
-def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[np.ndarray]:
-    """The outputs in float64, of the dense layer or of the multiplied-out chain.
+def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[jax.Array]:
+    """The outputs in float64, of the dense layer or of the chain.
 
-    The inputs are rounded to the workload's dtype first, so that what is left of an
-    error is the implementation's own.
+    The chain is applied by the definition: y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k].
     """
-    round_off = functools.partial(np.asarray, dtype=jnp.dtype(workload.dtype))
-    rounded = Inputs(
-        x=round_off(inputs.x),
-        factors=tuple(map(round_off, inputs.factors)),
-        kernel=round_off(inputs.kernel),
-        dy=round_off(inputs.dy),
+    formula = functools.partial(_definition, axis=workload.axis)
+    function, arguments = with_direction(
+        workload,
+        _dense_layer(workload) if dense_layer else formula,
+        inputs,
+        dense_layer=dense_layer,
     )
-    dense = DENSE_LAYER if dense_layer else "dense"
     with jax.enable_x64(True):
-        function, arguments = call(workload, dense, rounded, "float64")
-        outputs = jax.jit(function)(*arguments)
-        return list(map(np.asarray, jax.tree.leaves(outputs)))
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
+        return jax.tree.leaves(jax.jit(function)(*wide))
 
 
-def worst_error(outputs: Any, expected: list[np.ndarray]) -> float:
+def _definition(
+    x: jax.Array, factors: tuple[jax.Array, ...], *, axis: Literal[0, -1]
+) -> jax.Array:
+    for w in reversed(factors):
+        a, b, c, d = w.shape
+        if axis == -1:
+            x = jnp.einsum("ijlk,nilk->nijk", w, x.reshape(-1, a, c, d))
+            x = x.reshape(-1, a * b * d)
+        else:
+            x = jnp.einsum("ijlk,ilkn->ijkn", w, x.reshape(a, c, d, -1))
+            x = x.reshape(a * b * d, -1)
+    return x
+
+
+def worst_error(outputs: Any, expected: Sequence[ArrayLike]) -> float:
     """Largest relative Frobenius error of an output; infinite where not finite."""
     worst = 0.0
-    for actual, exact in zip(jax.tree.leaves(outputs), expected, strict=True):
-        wide = np.asarray(actual, np.float64)
-        error = np.linalg.norm(wide - exact) / np.linalg.norm(exact)
-        worst = max(worst, float(error) if np.isfinite(error) else float("inf"))
+    with jax.enable_x64(True):
+        for actual, exact in zip(jax.tree.leaves(outputs), expected, strict=True):
+            error = float(_relative_error(actual, exact))
+            worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst
+
+
+@jax.jit
+def _relative_error(actual: jax.Array, exact: jax.Array) -> jax.Array:
+    difference = actual.astype(jnp.float64) - exact
+    return jnp.linalg.norm(difference) / jnp.linalg.norm(exact)

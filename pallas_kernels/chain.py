@@ -45,14 +45,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import chain_plan, compat, pieces, tiles
+from pallas_kernels import arguments, chain_plan, compat, pieces, tiles, traffic
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_plan import Plan, Step, Types
 from pallas_kernels.epilogue import Activation, activate
 
 DTYPES = ("bfloat16", "float16", "float32")
 _MAX_BARRIERS = 32  # In one allocation.
-_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,10 +105,12 @@ class Config:
         return tiles.Mma(self.m_warps)
 
 
-_TILES: tuple[tuple[int, Literal[1, 2, 4]], ...] = ((64, 2), (64, 4), (32, 2), (16, 1))
-_CREWS = ((4, 4), (4, 2), (2, 2), (2, 1))  # Warpgroups and stages.
+_ROWS = (16, 32, 64, 128)
+_M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _SHARES = (1, 2, 4)
-_MAX_SUMS = 64  # Registers per thread for a block's sums.
+_WARPGROUPS = (1, 2, 3, 4, 6, 8)
+_STAGES = (1, 2, 3, 4, 6, 8)
+_OUT_STAGES = (1, 2)
 
 
 def default_config(
@@ -121,11 +122,7 @@ def default_config(
     out_dtype: jax.typing.DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Config:
-    """A configuration that fits the chip, by rule and not by measurement.
-
-    Every tile fetches all weights anew, so the largest tile comes first; but one of 32
-    rows that leaves room for a second CTA, which computes while the first waits for
-    memory, comes before one of 64 that does not.
+    """The configuration that should be fastest, by `pallas_kernels.traffic`.
 
     Args:
       shapes: patterns (a, b, c, d), in the order of the matrix product.
@@ -137,38 +134,84 @@ def default_config(
 
     Raises:
       NotImplementedError: if no configuration fits the chain; the message says why
-        the smallest one does not.
+        the one that needs least does not.
     """
     types = _types(dtype, out_dtype, precision)
-    _check_strides(shapes, types, batch, axis)
-    fitting: list[Config] = []
-    reason = None
-    # A tile much larger than the batch only if no other fits.
-    by_rows = sorted(_TILES, key=lambda tile: tile[0] > 16 and tile[0] >= 2 * batch)
-    for (rows, m_warps), shares in itertools.product(by_rows, _SHARES):
+    _check_runs(shapes, types, batch, axis)
+    best, least = math.inf, None
+    reason: NotImplementedError | None = None
+    for rows, m_warps, shares in itertools.product(_ROWS, _M_WARPS, _SHARES):
+        if rows % tiles.Mma(m_warps).m:
+            continue
         tile = Config(rows=rows, m_warps=m_warps, shares=shares)
         try:
             plan = _plan(shapes, types, tile, axis)
+            _check_smem(
+                plan, dataclasses.replace(tile, warpgroups=1, stages=1, out_stages=1)
+            )
         except NotImplementedError as error:
-            reason = reason if shares > 1 else error
+            reason = reason or error
             continue
-        widest = max(step.num_rows for step in plan.steps)
-        if rows * widest > _MAX_SUMS * 128 and rows > 16:
-            continue
-        for warpgroups, stages in _CREWS:
-            config = dataclasses.replace(tile, warpgroups=warpgroups, stages=stages)
-            try:
-                needed = _check_smem(plan, config)
-            except NotImplementedError as error:
-                reason = reason if shares > 1 else error
+        for warpgroups, stages, out_stages in itertools.product(
+            _WARPGROUPS, _STAGES, _OUT_STAGES
+        ):
+            if warpgroups * stages > _MAX_BARRIERS:
                 continue
-            if stages > 1 and rows > 16 and 2 * (needed + 1024) <= _SMEM_OF_TWO:
-                return config
-            fitting.append(dataclasses.replace(config, ctas=132))
-    if not fitting:
-        assert reason is not None
-        raise reason
-    return max(fitting, key=lambda config: config.stages > 1)  # The first of these.
+            config = dataclasses.replace(
+                tile, warpgroups=warpgroups, stages=stages, out_stages=out_stages
+            )
+            seconds = _seconds(plan, config, max(batch, 1))
+            if seconds < best:
+                best, least = seconds, config
+    if least is None:
+        raise reason or NotImplementedError(
+            f"chain: the patterns {list(shapes)} need more registers than there are"
+        )
+    return least
+
+
+def predicted_seconds(
+    shapes: Sequence[Sequence[int]],
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    *,
+    axis: Literal[0, -1] = -1,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    config: Config | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> float:
+    """How long a launch should take on an H200, by `pallas_kernels.traffic`.
+
+    Args:
+      shapes, dtype, batch, axis, out_dtype, precision: as `default_config` has them.
+      config: None for `default_config`.
+
+    Returns:
+      Seconds; infinite if the configuration does not fit the chip.
+
+    Raises:
+      NotImplementedError: as `default_config` does.
+    """
+    config = config or default_config(
+        shapes, dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
+    )
+    types = _types(dtype, out_dtype, precision)
+    return _seconds(_plan(shapes, types, config, axis), config, batch)
+
+
+def _seconds(plan: Plan, config: Config, batch: int) -> float:
+    smem_bytes = _smem_bytes(plan, config)
+    if smem_bytes > tiles.SMEM_BYTES:
+        return math.inf
+    return traffic.seconds(
+        plan,
+        batch=batch,
+        rows=config.rows,
+        mma=config.mma,
+        warpgroups=config.warpgroups,
+        stages=config.stages,
+        smem_bytes=smem_bytes,
+    )
 
 
 def chain(
@@ -213,17 +256,11 @@ def chain(
         later, when it is lowered, if that is not for an NVIDIA GPU.
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
-    shapes = tuple(tuple(map(int, factor.shape)) for factor in factors)
-    batch = _check(x, factors, shapes, axis)
+    shapes, batch, n_out = arguments.check("chain", x, factors, bias, axis)
     types = _types(x.dtype, out_dtype, precision)
-    n_out = math.prod(shapes[0]) // shapes[0][2]
-    if bias is not None and bias.shape != (n_out,):
-        raise ValueError(
-            f"chain: bias must have the shape ({n_out},), got {bias.shape}"
-        )
     if batch == 0:
         return jnp.zeros((0, n_out) if axis == -1 else (n_out, 0), types.y)
-    _check_strides(shapes, types, batch, axis)
+    _check_runs(shapes, types, batch, axis)
     if config is None:
         config = default_config(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
@@ -246,68 +283,28 @@ def chain(
     )
 
 
-def _check(
-    x: jax.Array,
-    factors: Sequence[jax.Array],
-    shapes: Sequence[tuple[int, ...]],
-    axis: int,
-) -> int:
-    """The batch; raises ValueError where sizes do not fit."""
-    if axis not in (0, -1):
-        raise ValueError(f"chain: axis must be 0 or -1, got {axis}")
-    if not factors or any(len(shape) != 4 for shape in shapes):
-        raise ValueError(
-            f"chain: factors must be arrays of shapes (a, b, c, d), got {list(shapes)}"
-        )
-    if x.ndim != 2:
-        raise ValueError(f"chain: x must have two axes, got shape {x.shape}")
-    features = x.shape[axis]
-    for index in reversed(range(len(shapes))):
-        a, b, c, d = shapes[index]
-        if features != a * c * d:
-            raise ValueError(
-                f"chain: factors[{index}] of shape {shapes[index]} takes a·c·d = "
-                f"{a * c * d} features, but is given {features}"
-            )
-        features = a * b * d
-        if factors[index].dtype != x.dtype:
-            raise NotImplementedError(
-                f"chain: factors[{index}] has dtype {factors[index].dtype.name}, but x "
-                f"has {x.dtype.name}: the kernel multiplies numbers of one type"
-            )
-    return int(x.shape[1 + axis])
-
-
 def _types(
     dtype: jax.typing.DTypeLike,
     out_dtype: jax.typing.DTypeLike | None,
     precision: jax.lax.PrecisionLike,
 ) -> Types:
-    x = jnp.dtype(dtype).name
-    y = x if out_dtype is None else jnp.dtype(out_dtype).name
-    for what, name in (("the dtype", x), ("out_dtype", y)):
-        if name not in DTYPES:
-            raise NotImplementedError(
-                f"chain: {what} must be one of {', '.join(DTYPES)}; got {name}"
-            )
-    return Types(x, y, pieces.count(x, precision))
+    x = arguments.check_dtype("chain", "the dtype of x", dtype, DTYPES)
+    y = x
+    if out_dtype is not None:
+        y = arguments.check_dtype("chain", "out_dtype", out_dtype, DTYPES)
+    return Types(x.name, y.name, pieces.count(x, precision))
 
 
-def _check_strides(
+def _check_runs(
     shapes: Sequence[Sequence[int]], types: Types, batch: int, axis: Literal[0, -1]
 ) -> None:
-    """TMA takes rows of whole 16 bytes."""
     (a, b, _, d), (a_in, _, c_in, d_in) = shapes[0], shapes[-1]
     for what, features, num_bytes in (
         ("x", a_in * c_in * d_in, types.x_bytes),
         ("the result", a * b * d, types.y_bytes),
     ):
-        length = features if axis == -1 else batch
-        if length * num_bytes % 16:
-            raise NotImplementedError(
-                f"chain: TMA takes rows of whole 16 bytes, but the last axis of {what} "
-                f"is {length} numbers of {num_bytes} bytes long"
-            )
+        shape = (batch, features) if axis == -1 else (features, batch)
+        arguments.check_runs("chain", what, shape, num_bytes, axis)
 
 
 def _plan(
@@ -326,21 +323,22 @@ def _plan(
     )
 
 
-def _check_smem(plan: Plan, config: Config) -> int:
-    """Bytes of shared memory of one CTA."""
-    needed = plan.smem_bytes(
+def _smem_bytes(plan: Plan, config: Config) -> int:
+    return plan.smem_bytes(
         config.rows,
         warpgroups=config.warpgroups,
         stages=config.stages,
         out_stages=config.out_stages,
     )
-    if needed > tiles.SMEM_BYTES:
+
+
+def _check_smem(plan: Plan, config: Config) -> None:
+    if (needed := _smem_bytes(plan, config)) > tiles.SMEM_BYTES:
         factors = [(f.a, f.b, f.c, f.d) for f in plan.factors]
         raise NotImplementedError(
             f"chain: {factors} need {needed:,} bytes of shared memory with {config}, "
             f"more than {tiles.SMEM_BYTES:,}"
         )
-    return needed
 
 
 def _launch(
@@ -365,26 +363,33 @@ def _launch(
     ctas = min(config.ctas, num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(count: int, features: int, dtype: str) -> Any:
-        shape = (rows, features) if axis == -1 else (features, rows)
-        return plgpu.SMEM((config.warpgroups * count, *shape), dtype)
+    def slab(count: int, features: int, dtype: str, width: int | None) -> Any:
+        extents = (rows, features) if axis == -1 else (features, rows)
+        width = width or tiles.panel(extents[1], jnp.dtype(dtype).itemsize)
+        shape = (extents[1] // width, extents[0], width)
+        return _swizzled((config.warpgroups * count, *shape), dtype)
 
     def scratch(step: Step) -> dict[str, Any]:
         refs = {}
+        multiplies = step.kind == "multiply"
+        # Where features come first, all vectors of a tile are one operand.
+        whole = rows if multiplies and axis == 0 else None
         if step.slab_in:
-            refs["slab_in"] = slab(config.stages, step.slab_in, types.x)
+            width = plan.depth if multiplies and axis == -1 else whole
+            refs["slab_in"] = slab(config.stages, step.slab_in, types.x, width)
+            copies = refs["slab_in"].shape[1]
+            refs["x_loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         if step.slab_out:
-            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y)
-        if step.kind == "multiply":
-            shape = (types.pieces, step.num_rows, plan.factors[step.factor].c)
-            refs["weights"] = plgpu.SMEM((lanes, *shape), types.operand)
-        if refs.keys() & {"slab_in", "weights"}:
-            copies = len(refs.keys() & {"slab_in", "weights"})
-            refs["loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
+            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y, whole)
+        if multiplies:
+            copies = types.pieces * plan.factors[step.factor].c // plan.depth
+            refs["weights_loaded"] = plgpu.Barrier(
+                num_arrivals=copies, num_barriers=lanes
+            )
         return refs
 
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, buffers, steps, phase = refs
+        *inputs, y_ref, buffers, weights, steps, phase = refs
         _Kernel(
             plan,
             config,
@@ -397,6 +402,7 @@ def _launch(
             inputs[len(blocks)] if bias is not None else None,
             y_ref,
             buffers,
+            weights,
             steps,
             phase,
         ).run()
@@ -406,6 +412,9 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
             [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
+            _swizzled(
+                (lanes, plan.slab_weights // plan.depth, plan.depth), types.operand
+            ),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
         ],
@@ -418,6 +427,15 @@ def _launch(
         thread_name="wg",
     )(x, *blocks, *([] if bias is None else [bias]))
     return y if axis == -1 else y.reshape(n_out, batch)
+
+
+def _swizzled(shape: tuple[int, ...], dtype: str) -> Any:
+    """Shared memory for TMA, swizzled if its last axis is as wide as a swizzle."""
+    size = shape[-1] * jnp.dtype(dtype).itemsize
+    if size not in tiles.SWIZZLES:
+        return plgpu.SMEM(shape, dtype)
+    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -435,15 +453,18 @@ class _Kernel:
     bias: Any
     y: Any
     buffers: Sequence[Any]
+    weights: Any
     scratch: Sequence[dict[str, Any]]
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
-        config, steps = self.config, self.plan.steps
-        for index, step in enumerate(steps):
-            for unit in range(config.stages):
-                self.fetch(index, step, jnp.int32(unit))
+        steps = self.plan.steps
+        for ahead in range(self.config.stages):
+            for index, step in enumerate(steps):
+                if step.slab_in:
+                    self.fetch_x(index, step, jnp.int32(ahead))
+            self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
 
         def take_tile(turn: jax.Array, carry: None) -> None:
             for index, step in enumerate(steps):
@@ -491,47 +512,116 @@ class _Kernel:
     def tile_of(self, turn: jax.Array) -> jax.Array:
         return jax.lax.axis_index("cta") + turn * self.ctas
 
-    def fetch(self, index: int, step: Step, serial: jax.Array) -> None:
-        """Starts the copies that unit number `serial`, counted over tiles, needs."""
-        refs = self.scratch[index]
-        if "loaded" not in refs:
-            return
+    def fetch_x(self, index: int, step: Step, serial: jax.Array) -> None:
+        """Starts the copies for unit number `serial` of a step, counted over tiles."""
         per_tile = self.turns(step)
         tile = self.tile_of(jax.lax.div(serial, per_tile))
         unit = self.unit_of(step, jax.lax.rem(serial, per_tile))
         at = self.stage(serial, self.config.stages)
+        slab = self.scratch[index]["slab_in"].at[at]
+        loaded = self.scratch[index]["x_loaded"].at[at]
 
         def copy() -> None:
-            loaded = refs["loaded"].at[at]
-            if step.slab_in:
-                source = self.part_of_x(step, unit, self.rows_of(tile))
-                plgpu.copy_gmem_to_smem(source, refs["slab_in"].at[at], loaded)
-            if step.kind == "multiply":
-                rows = pl.ds(step.first_row, step.num_rows)
-                source = self.blocks[step.factor].at[unit, :, rows]
-                plgpu.copy_gmem_to_smem(source, refs["weights"].at[at], loaded)
+            for panel in range(slab.shape[0]):
+                source = self.part_of_x(step, unit, tile, panel, slab.shape[-1])
+                plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
 
         pl.when(tile < self.num_tiles)(lambda: self.when_busy(step, unit, copy))
 
-    def part_of_x(self, step: Step, unit: jax.Array, rows: Any) -> Any:
-        """What a unit reads of x: (rows, features) or the transpose."""
-        if self.axis == -1:
-            start = pl.multiple_of(unit * step.slab_in, step.slab_in)
-            return self.x.at[rows, pl.ds(start, step.slab_in)]
-        i, k = self.block_of(step, unit)
-        return self.x.at[i, :, k, rows]
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Steps that multiply: their indices, and how many products come before."""
+        found, before = [], 0
+        for index, step in enumerate(self.plan.steps):
+            if step.kind == "multiply":
+                found.append((index, before))
+                before += self.turns(step)
+        return found
 
-    def part_of_y(self, step: Step, unit: jax.Array, rows: Any) -> Any:
-        """What a unit writes of y: (rows, features) or the transpose."""
+    @property
+    def num_products(self) -> int:
+        """Products of a tile for each warpgroup, over all its steps."""
+        steps = self.plan.steps
+        return sum(self.turns(step) for step in steps if step.kind == "multiply")
+
+    def fetch_weights(self, serial: jax.Array, places: Sequence[int]) -> None:
+        """Starts the copies for product number `serial`, counted over steps and tiles.
+
+        Args:
+          serial: the number.
+          places: where in a tile it can be, as far as that is known beforehand.
+        """
+        turn = jax.lax.div(serial, self.num_products)
+        place = jax.lax.rem(serial, self.num_products)
+        at = self.stage(serial, self.config.stages)
+        slab, depth = self.weights.at[at], self.plan.depth
+        wanted = self.tile_of(turn) < self.num_tiles
+        for index, first in self.products:
+            step = self.plan.steps[index]
+            size = self.turns(step)
+            if not any(first <= p < first + size for p in places):
+                continue
+            unit = self.unit_of(step, place - first)
+            loaded = self.scratch[index]["weights_loaded"].at[at]
+            rows = pl.ds(step.first_row, step.num_rows)
+            columns = self.plan.factors[step.factor].c
+
+            def copy(
+                step: Step = step,
+                unit: jax.Array = unit,
+                loaded: Any = loaded,
+                rows: Any = rows,
+                columns: int = columns,
+            ) -> None:
+                for panel, piece in itertools.product(
+                    range(columns // depth), range(self.plan.types.pieces)
+                ):
+                    source = self.blocks[step.factor].at[
+                        unit, piece, rows, pl.ds(panel * depth, depth)
+                    ]
+                    target = slab.at[self.rows_of_weights(step, panel, piece)]
+                    plgpu.copy_gmem_to_smem(source, target, loaded)
+
+            here = (place >= first) & (place < first + size)
+            pl.when(wanted & here)(functools.partial(self.when_busy, step, unit, copy))
+
+    def rows_of_weights(
+        self, step: Step, panel: int, piece: int, first: int = 0, size: int = 0
+    ) -> Any:
+        """Where in a slab the rows of a panel of weights are, from the first on."""
+        before = (panel * self.plan.types.pieces + piece) * step.num_rows
+        return pl.ds(before + first, size or step.num_rows)
+
+    def part_of_x(
+        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
+    ) -> Any:
+        """A panel of what a unit reads of x: (rows, features) or the transpose."""
+        if self.axis == -1:
+            start = self.start(unit, step.slab_in, panel * width)
+            return self.x.at[self.rows_of(tile), pl.ds(start, width)]
+        i, k = self.block_of(step, unit)
+        start = self.start(tile, self.config.rows, panel * width)
+        return self.x.at[i, :, k, pl.ds(start, width)]
+
+    def part_of_y(
+        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
+    ) -> Any:
+        """A panel of what a unit writes of y: (rows, features) or the transpose."""
         size = step.slab_out
         if self.axis == 0:
             i, k = self.block_of(step, unit)
-            return self.y.at[i, pl.ds(step.first_row, size), k, rows]
+            start = self.start(tile, self.config.rows, panel * width)
+            return self.y.at[i, pl.ds(step.first_row, size), k, pl.ds(start, width)]
         b = self.plan.factors[step.factor].b
         if step.num_rows < b:  # A run of d features is one row of the blocks.
             unit += jax.lax.div(unit, step.num_rows) * (b - step.num_rows)
             unit += step.first_row
-        return self.y.at[rows, pl.ds(pl.multiple_of(unit * size, size), size)]
+        start = self.start(unit, size, panel * width)
+        return self.y.at[self.rows_of(tile), pl.ds(start, width)]
+
+    def start(self, index: jax.Array, size: int, offset: int) -> jax.Array:
+        """index · size + offset, with what divides it made known."""
+        return pl.multiple_of(index * size + offset, math.gcd(size, offset))
 
     def block_of(self, step: Step, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Which block (i, k) of the step's factor a unit is."""
@@ -541,15 +631,28 @@ class _Kernel:
     def apply(self, index: int, step: Step, turn: jax.Array) -> None:
         """Runs one step on the tile of a turn."""
         per_tile = self.turns(step)
-        rows = self.rows_of(self.tile_of(turn))
+        tile = self.tile_of(turn)
+
+        stages = self.config.stages
+        first = dict(self.products).get(index, 0)
+        # Where in a tile the products are that are fetched meanwhile.
+        places = [
+            (first + local + stages) % self.num_products for local in range(per_tile)
+        ]
 
         def take_unit(local: jax.Array, carry: None) -> None:
             serial = turn * per_tile + local
+            product = turn * self.num_products + first + local
             unit = self.unit_of(step, local)
             self.when_busy(
-                step, unit, lambda: self.apply_unit(index, step, unit, serial, rows)
+                step,
+                unit,
+                lambda: self.apply_unit(index, step, unit, serial, product, tile),
             )
-            self.fetch(index, step, serial + self.config.stages)
+            if step.slab_in:
+                self.fetch_x(index, step, serial + stages)
+            if step.kind == "multiply":
+                self.fetch_weights(product + stages, places)
             return carry
 
         jax.lax.fori_loop(0, per_tile, take_unit, None)
@@ -560,91 +663,110 @@ class _Kernel:
         step: Step,
         unit: jax.Array,
         serial: jax.Array,
-        rows: Any,
+        product: jax.Array,
+        tile: jax.Array,
     ) -> None:
         """Multiplies one block, or transposes one run."""
-        refs = self.scratch[index]
-        at = self.stage(serial, self.config.stages)
-        if "loaded" in refs:
-            plgpu.barrier_wait(refs["loaded"].at[at])
-        out = None
+        refs, config = self.scratch[index], self.config
+        slab = out = None
+        if step.slab_in:
+            at = self.stage(serial, config.stages)
+            plgpu.barrier_wait(refs["x_loaded"].at[at])
+            slab = refs["slab_in"].at[at]
         if step.slab_out:
             # The slab's last journey has to be over before it is written again.
-            plgpu.wait_smem_to_gmem(self.config.out_stages - 1, wait_read_only=True)
-            out = refs["slab_out"].at[self.stage(serial, self.config.out_stages)]
+            plgpu.wait_smem_to_gmem(config.out_stages - 1, wait_read_only=True)
+            out = refs["slab_out"].at[self.stage(serial, config.out_stages)]
         match step.kind:
             case "load":
-                self.load(step, unit, refs["slab_in"].at[at])
+                self.load(step, unit, slab)
             case "multiply":
-                self.multiply(step, unit, refs, at, out)
+                at = self.stage(product, config.stages)
+                plgpu.barrier_wait(refs["weights_loaded"].at[at])
+                self.multiply(step, unit, slab, self.weights.at[at], out)
             case "store":
                 self.store(step, unit, out)
         # TMA may read what was just written, and overwrite what was just read.
         plgpu.commit_smem()
         if out is not None:
-            plgpu.copy_smem_to_gmem(out, self.part_of_y(step, unit, rows))
+            panels, _, width = out.shape
+            for panel in range(panels):
+                target = self.part_of_y(step, unit, tile, panel, width)
+                last = panel == panels - 1
+                plgpu.copy_smem_to_gmem(out.at[panel], target, commit_group=last)
 
     def load(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of x, or a block's, from a slab into a buffer."""
         assert step.target is not None
-        tile = plgpu.load(slab, layout=self.moved(slab), optimized=False)
-        parts = self.run_of(step, step.target, unit, step.slab_in)
-        self.write(step.target, parts, tile)
+        for panel, parts in enumerate(self.panels(step, step.target, unit, slab)):
+            source = slab.at[panel]
+            layout = self.moved(source)
+            tile = plgpu.load(source, layout=layout, optimized=False)
+            self.write(step.target, parts, tile)
 
     def store(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of y, or a block's, from a buffer into a slab."""
         assert step.source is not None
-        layout = self.moved(slab)
-        parts = [
-            plgpu.load(part, layout=layout, optimized=False)
-            for part in self.run_of(step, step.source, unit, step.slab_out)
-        ]
-        if len(parts) > 1:  # The smallest first.
-            wide = [part.astype(jnp.float32) for part in reversed(parts)]
-            parts = [functools.reduce(operator.add, wide)]
-        slab[...] = parts[0].astype(self.plan.types.y)
+        for panel, parts in enumerate(self.panels(step, step.source, unit, slab)):
+            target = slab.at[panel]
+            layout = self.moved(target)
+            found = [plgpu.load(part, layout=layout, optimized=False) for part in parts]
+            if len(found) > 1:  # The smallest first.
+                wide = [piece.astype(jnp.float32) for piece in reversed(found)]
+                found = [functools.reduce(operator.add, wide)]
+            target[...] = found[0].astype(self.plan.types.y)
 
     def multiply(
-        self, step: Step, unit: jax.Array, refs: dict[str, Any], at: Any, out: Any
+        self, step: Step, unit: jax.Array, slab: Any, weights: Any, out: Any
     ) -> None:
         """One block of a factor: (rows × c) by (c × b)."""
         factor, types = self.plan.factors[step.factor], self.plan.types
         i, k = self.block_of(step, unit)
-        sources: list[list[Any]]  # Of each piece, the parts along c.
-        if step.source is None:
-            slab = refs["slab_in"].at[at]
-            sources = [[slab.T if self.axis == -1 else slab]]
-        else:
-            sources = self.block(step.source, factor, factor.c, i, k)
-        targets: list[list[Any]]
-        if out is not None:
-            targets = [[out.T if self.axis == -1 else out]]
-        else:
-            assert step.target is not None
-            targets = self.block(step.target, factor, step.num_rows, i, k)
         load = functools.partial(plgpu.load, optimized=False)
-        tiles_of_x = [
-            [load(part.T, layout=self.layout("LHS")) for part in piece]
-            for piece in sources
+        if step.source is None:
+            sources = [self.cut(slab, self.plan.depth)]
+        else:
+            blocks = self.block(step.source, factor, factor.c, i, k)
+            sources = [self.cut_parts(parts, self.plan.depth) for parts in blocks]
+        x_tiles = [
+            [load(part, layout=self.layout("LHS")) for part in parts]
+            for parts in sources
         ]
+        if step.target is None:
+            targets = [self.cut(out, step.num_rows)]
+        else:
+            blocks = self.block(step.target, factor, step.num_rows, i, k)
+            targets = [[part.T for part in parts] for parts in blocks]
         length = step.num_rows // len(targets[0])
-        depth = factor.c // len(sources[0])
         for n in range(len(targets[0])):
-            first_row = n * length
-            sums = self.initial(step, unit, step.first_row + first_row, length)
+            sums = self.initial(step, unit, step.first_row + n * length, length)
             for x_piece, w_piece in pieces.products(types.pieces):
-                for m, tile in enumerate(tiles_of_x[x_piece]):
-                    weights = refs["weights"].at[
-                        at, w_piece, pl.ds(first_row, length), pl.ds(m * depth, depth)
-                    ]
-                    weights = load(weights.T, layout=self.layout("RHS"))
-                    sums = plgpu.mma(sums, tile, weights)
+                for panel, x_tile in enumerate(x_tiles[x_piece]):
+                    rows = self.rows_of_weights(
+                        step, panel, w_piece, n * length, length
+                    )
+                    w_tile = load(weights.at[rows].T, layout=self.layout("RHS"))
+                    sums = plgpu.mma(sums, x_tile, w_tile)
             if step.factor == 0:
                 sums = activate(sums, self.activation)
-            if out is not None:
-                targets[0][0].T[...] = sums.astype(types.y)
+            if step.target is None:
+                targets[0][n][...] = sums.astype(types.y)
             else:
-                self.write(step.target, [piece[n].T for piece in targets], sums)
+                self.write(step.target, [parts[n] for parts in targets], sums)
+
+    def cut(self, slab: Any, size: int) -> list[Any]:
+        """Parts (rows, size) of a slab of x or y."""
+        if self.axis == -1:
+            return [slab.at[panel] for panel in range(slab.shape[0])]
+        return self.cut_parts([slab.at[0]], size)
+
+    def cut_parts(self, parts: Sequence[Any], size: int) -> list[Any]:
+        """Parts (rows, size) of parts (features, rows)."""
+        return [
+            part.at[pl.ds(start, size)].T
+            for part in parts
+            for start in range(0, part.shape[0], size)
+        ]
 
     def initial(
         self, step: Step, unit: jax.Array, first_row: int, length: int
@@ -707,19 +829,31 @@ class _Kernel:
             for piece in range(layout.pieces)
         ]
 
-    def run_of(self, step: Step, buffer: int, unit: jax.Array, run: int) -> list[Any]:
-        """What a unit moves, in a buffer: for each piece of the numbers a part.
+    def panels(
+        self, step: Step, buffer: int, unit: jax.Array, slab: Any
+    ) -> list[list[Any]]:
+        """What a unit moves, in a buffer.
 
-        Of shape (rows, run) where the batch comes first, or (features, rows).
+        Returns:
+          For each panel of the slab, a part of the same shape for each piece of the
+          numbers.
         """
+        count, features, width = slab.shape
         if self.axis == 0:
             i, k = self.block_of(step, unit)
             factor = self.plan.factors[step.factor]
-            return [part for (part,) in self.block(buffer, factor, run, i, k)]
+            blocks = [part for (part,) in self.block(buffer, factor, features, i, k)]
+            return [
+                [part.at[:, pl.ds(panel * width, width)] for part in blocks]
+                for panel in range(count)
+            ]
         layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
-        at: tuple[Any, ...] = (unit, pl.ds(0, run), 0)
-        if layout.inner > 1:
-            p, q = jax.lax.div(unit, layout.middle), jax.lax.rem(unit, layout.middle)
-            at = (p, q, pl.ds(0, run))
-        rows = pl.ds(0, self.config.rows)
-        return [ref.at[piece, *at, rows].T for piece in range(layout.pieces)]
+        runs = []
+        for panel in range(count):
+            run, rows = pl.ds(panel * width, width), pl.ds(0, self.config.rows)
+            at: tuple[Any, ...] = (unit, run, 0, rows)
+            if layout.inner > 1:
+                p = jax.lax.div(unit, layout.middle)
+                at = (p, jax.lax.rem(unit, layout.middle), run, rows)
+            runs.append([ref.at[piece, *at].T for piece in range(layout.pieces)])
+        return runs

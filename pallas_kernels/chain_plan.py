@@ -19,7 +19,7 @@ from typing import Literal
 from pallas_kernels import tiles
 from pallas_kernels.tiles import MAX_BLOCK, MMA_K, SMEM_ALIGNMENT, Factor, Mma
 
-_OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
+OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Types:
     @property
     def result_pieces(self) -> int:
         """Pieces that y is held in before a step stores it."""
-        return max(self.pieces, 2) if self.y_bytes > _OPERAND_BYTES else 1
+        return max(self.pieces, 2) if self.y_bytes > OPERAND_BYTES else 1
 
     @property
     def result(self) -> str:
@@ -116,7 +116,7 @@ class Buffer:
     def num_bytes(self) -> int:
         """Bytes of shared memory."""
         pieces, outer, middle, inner, rows = self.shape
-        return pieces * outer * middle * inner * rows * _OPERAND_BYTES
+        return pieces * outer * middle * inner * rows * OPERAND_BYTES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,29 +157,37 @@ class Plan:
       steps: what is done with a tile, in order.
       buffers: the intermediates in shared memory.
       types: of the numbers.
+      depth: columns of a block that are multiplied at a time: those of a panel of
+        weights, the same for all factors, which take turns in the same slabs.
     """
 
     factors: tuple[Factor, ...]
     steps: tuple[Step, ...]
     buffers: tuple[Buffer, ...]
     types: Types
+    depth: int
 
     def smem_bytes(
         self, rows: int, *, warpgroups: int, stages: int, out_stages: int
     ) -> int:
         """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
+        lanes = warpgroups * stages
         parts = [buffer.num_bytes for buffer in self.buffers]
+        parts.append(OPERAND_BYTES * lanes * self.slab_weights)
         for step in self.steps:
-            lanes = warpgroups * stages
             parts += [
                 self.types.x_bytes * lanes * rows * step.slab_in,
-                _OPERAND_BYTES * lanes * step.weights,
                 self.types.y_bytes * warpgroups * out_stages * rows * step.slab_out,
             ]
-        barriers = 8 * (len(self.steps) * warpgroups * stages + 1)
+        barriers = 8 * ((len(self.steps) + 1) * lanes + 1)
         return sum(
             -(-part // SMEM_ALIGNMENT) * SMEM_ALIGNMENT for part in [*parts, barriers]
         )
+
+    @property
+    def slab_weights(self) -> int:
+        """Weights that a slab has room for."""
+        return max(step.weights for step in self.steps)
 
     @property
     def ends_where_it_began(self) -> bool:
@@ -299,7 +307,12 @@ def plan(
                     slab_out=run,
                 )
             )
-    return Plan(factors, tuple(steps), tuple(buffers), types)
+    depth = min(
+        _depth(buffers, step.source, factors[step.factor])
+        for step in steps
+        if step.kind == "multiply"
+    )
+    return Plan(factors, tuple(steps), tuple(buffers), types, depth)
 
 
 def move_tile(rows: int, columns: int) -> Mma | None:
@@ -321,7 +334,13 @@ def _stores(last: Factor, types: Types, *, batch_first: bool) -> bool:
     """
     if batch_first:
         return last.d > 1
-    return types.y_bytes > _OPERAND_BYTES
+    return types.y_bytes > OPERAND_BYTES
+
+
+def _depth(buffers: Sequence[Buffer], source: int | None, factor: Factor) -> int:
+    """The widest panel of weights whose columns one slice of the source has all of."""
+    parts = 1 if source is None else buffers[source].num_parts(factor, factor.c)
+    return tiles.panel(factor.c // parts, OPERAND_BYTES)
 
 
 def _can_end_in(

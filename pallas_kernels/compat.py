@@ -1,10 +1,17 @@
 """What leans on parts of JAX that may change from one version to the next."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax._src import config as _config
 from jax._src.lax.lax import canonicalize_precision as _canonicalize_precision
+from jax._src.pallas.mosaic_gpu import lowering as _lowering
+from jax.experimental.mosaic.gpu import utils as _mgpu_utils
+from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -49,3 +56,104 @@ def gpu_only(x: jax.Array) -> jax.Array:
     """
     y: jax.Array = _gpu_only_p.bind(x)
     return y
+
+
+_unstack_p = Primitive("unstack_vector")
+_unstack_p.multiple_results = True
+
+
+@_unstack_p.def_abstract_eval
+def _unstack_abstract(x: Any) -> list[Any]:
+    return [x.update(shape=x.shape[:-1])] * x.shape[-1]
+
+
+_stack_p = Primitive("stack_vector")
+
+
+@_stack_p.def_abstract_eval
+def _stack_abstract(*parts: Any, layout: Any) -> Any:
+    del layout
+    return parts[0].update(shape=(*parts[0].shape, len(parts)))
+
+
+mlir.register_lowering(
+    _unstack_p,
+    mlir.lower_fun(
+        lambda x: [x[..., i] for i in range(x.shape[-1])], multiple_results=True
+    ),
+)
+mlir.register_lowering(
+    _stack_p,
+    mlir.lower_fun(
+        lambda *parts, layout: jnp.stack(parts, axis=-1), multiple_results=False
+    ),
+)
+
+
+@_lowering.register_lowering_rule(_unstack_p, plgpu.LoweringSemantics.Lane)
+def _unstack_lane(ctx: Any, x: Any) -> list[Any]:
+    axis = len(x.shape) - 1
+    layout = x.layout.reduce((axis,))
+    shape = layout.registers_shape(x.shape[:-1])
+    parts = []
+    for i in range(x.shape[-1]):
+        registers = np.empty(x.registers.size, dtype=object)
+        for at, register in enumerate(x.registers.flat):
+            registers[at] = _mgpu_utils.vector_slice(register, slice(i, i + 1))
+        parts.append(
+            FragmentedArray(
+                _registers=registers.reshape(shape),
+                _layout=layout,
+                _is_signed=x.is_signed,
+            )
+        )
+    return parts
+
+
+@_lowering.register_lowering_rule(_stack_p, plgpu.LoweringSemantics.Lane)
+def _stack_lane(ctx: Any, *parts: Any, layout: Any) -> Any:
+    vectors = layout.to_mgpu()
+    [aval] = ctx.avals_out
+    registers = np.empty(parts[0].registers.size, dtype=object)
+    for at, pieces in enumerate(zip(*(p.registers.flat for p in parts), strict=True)):
+        registers[at] = _mgpu_utils.vector_concat(pieces)
+    return FragmentedArray(
+        _registers=registers.reshape(vectors.registers_shape(aval.shape)),
+        _layout=vectors,
+        _is_signed=parts[0].is_signed,
+    )
+
+
+def unstack_vector(x: jax.Array) -> list[jax.Array]:
+    """The slices x[..., i] of an array in a GPU kernel.
+
+    The last axis must be the vector of its layout, so that a thread holds all of it.
+    """
+    parts: list[jax.Array] = _unstack_p.bind(x)
+    return parts
+
+
+def stack_vector(parts: Sequence[jax.Array], layout: Any) -> jax.Array:
+    """The inverse of `unstack_vector`, in a layout whose vector is the last axis."""
+    x: jax.Array = _stack_p.bind(*parts, layout=layout)
+    return x
+
+
+def tiled_layout(
+    tiles: Sequence[Sequence[int]],
+    *,
+    warp_dims: Sequence[int],
+    lane_dims: Sequence[int],
+    vector_dim: int,
+) -> Any:
+    """`plgpu.Layout.TILED`, which by itself wants its tiling in canonical form."""
+    layout = TiledLayout(
+        plgpu.Tiling(tuple(map(tuple, tiles))),
+        tuple(warp_dims),
+        tuple(lane_dims),
+        vector_dim,
+        _check_canonical=False,
+    ).canonicalize()
+    return plgpu.Layout.TILED(
+        layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim
+    )

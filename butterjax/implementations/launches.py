@@ -10,14 +10,20 @@ import jax.numpy as jnp
 
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels.chain import default_config
+from pallas_kernels import chain, factor, pieces, radix, traffic
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
 _BLOCKS = (64, 32, 16)
 
+_SMALL_BLOCK = 8
+
+# The prediction is rough: one launch is given up where it is clearly worse.
+_LOSS = 2.0
+_MANY = 32_768  # Vectors of a batch that fills the chip.
+
 Shapes = tuple[tuple[int, int, int, int], ...]
-_Check = Callable[..., Literal["chain"]]
+Kernel = Literal["chain", "factor", "radix"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Launch:
       chain: patterns of the factors that are launched.
     """
 
-    kernel: Literal["chain"]
+    kernel: Kernel
     partition: tuple[int, ...]
     chain: Chain
 
@@ -44,7 +50,7 @@ class Launch:
 
 
 def plan_launches(
-    chain: Chain,
+    patterns: Chain,
     *,
     dtype: jax.typing.DTypeLike,
     batch: int,
@@ -55,10 +61,12 @@ def plan_launches(
     """The launches that `pallas_chain` makes for a chain.
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
-    they fit in shared memory; if they do not, then the longest runs that do.
+    they fit in shared memory, with room left to work in; if they do not, then the
+    longest runs that do. A single factor has a kernel of its own; so has a chain of
+    small blocks in float32 under precision "highest", without tensor cores.
 
     Args:
-      chain: the patterns.
+      patterns: the chain.
       dtype: of x and the factors.
       batch: vectors in x.
       axis: the feature axis of x.
@@ -71,14 +79,23 @@ def plan_launches(
     Raises:
       NotImplementedError: if no kernel takes one of the factors; the message says why.
     """
-    check = functools.partial(
-        _check, dtype=dtype, batch=batch, axis=axis, precision=precision
+    if _is_exact_and_small(patterns, dtype, precision):
+        try:
+            radix.default_config(
+                patterns.shapes, dtype, batch, axis=axis, out_dtype=out_dtype
+            )
+        except NotImplementedError:
+            pass  # Other kernels are as exact.
+        else:
+            return (Launch("radix", (1,) * len(patterns), patterns),)
+    kernel_for = functools.partial(
+        _kernel_for, dtype=jnp.dtype(dtype), batch=batch, axis=axis, precision=precision
     )
     result = jnp.dtype(dtype if out_dtype is None else out_dtype)
     plans, reasons = [], []
-    for partition in dict.fromkeys(collapse(chain, size) for size in _BLOCKS):
+    for partition in dict.fromkeys(collapse(patterns, size) for size in _BLOCKS):
         try:
-            plans.append(_longest_runs(chain, partition, check, result))
+            plans.append(_longest_runs(patterns, partition, kernel_for, result))
         except NotImplementedError as error:
             reasons.append(error)
     if not plans:
@@ -86,11 +103,22 @@ def plan_launches(
     return min(plans, key=len)
 
 
+def _is_exact_and_small(
+    patterns: Chain, dtype: jax.typing.DTypeLike, precision: jax.lax.PrecisionLike
+) -> bool:
+    """Whether six products of pieces would take longer than the plain ones."""
+    widest = max(max(pattern.b, pattern.c) for pattern in patterns)
+    return widest <= _SMALL_BLOCK and pieces.count(dtype, precision) == 3
+
+
 def _longest_runs(
-    chain: Chain, partition: tuple[int, ...], check: _Check, out_dtype: jnp.dtype
+    patterns: Chain,
+    partition: tuple[int, ...],
+    kernel_for: Callable[..., Kernel],
+    out_dtype: jnp.dtype,
 ) -> tuple[Launch, ...]:
     """Launches for one partition, each as long as a kernel takes."""
-    whole = chain.fuse(partition)
+    whole = patterns.fuse(partition)
     made: list[Launch] = []
     stop = len(whole)
     while stop:
@@ -98,7 +126,7 @@ def _longest_runs(
         for start in range(stop):
             run = Chain(whole.patterns[start:stop])
             try:
-                kernel = check(run.shapes, out_dtype=None if start else out_dtype)
+                kernel = kernel_for(run.shapes, out_dtype=None if start else out_dtype)
             except NotImplementedError:
                 if start == stop - 1:
                     raise
@@ -109,20 +137,33 @@ def _longest_runs(
     return tuple(reversed(made))
 
 
-def _check(shapes: Shapes, **kwargs: Any) -> Literal["chain"]:
-    """The kernel that takes the factors in one launch; raises if there is none."""
-    default_config(shapes, **kwargs)
+def _kernel_for(shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any) -> Kernel:
+    """The kernel for factors that share a launch; raises if they should not."""
+    if len(shapes) == 1:
+        factor.default_config(shapes[0], dtype, **kwargs)
+        return "factor"
+    config = chain.default_config(shapes, dtype, **kwargs)
+    together = chain.predicted_seconds(
+        shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
+    )
+    features = sum(a * (b + c) * d for a, b, c, d in shapes)
+    apart = dtype.itemsize * features * _MANY / traffic.H200.hbm
+    if together > _LOSS * apart:
+        raise NotImplementedError(
+            f"chain: {shapes} should take {together / apart:.1f} times as long in one "
+            "launch as HBM needs for the factors one by one"
+        )
     return "chain"
 
 
-def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
+def collapse(patterns: Chain, max_block: int) -> tuple[int, ...]:
     """The shortest partition with products whose blocks are no larger than that.
 
     Of several, the one with the fewest weights. A factor whose own blocks are larger
     stays as it is.
 
     Args:
-      chain: the patterns.
+      patterns: the chain.
       max_block: the largest b and c that a product may have.
 
     Returns:
@@ -130,10 +171,10 @@ def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
     """
     # Of the factors from each index on: number of runs, weights, and the partition.
     best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
-    for start in reversed(range(len(chain))):
+    for start in reversed(range(len(patterns))):
         ways = []
         product = None
-        for length, pattern in enumerate(chain.patterns[start:], 1):
+        for length, pattern in enumerate(patterns.patterns[start:], 1):
             if product is None:
                 product = pattern
             elif product.is_chainable(pattern):
@@ -141,8 +182,8 @@ def collapse(chain: Chain, max_block: int) -> tuple[int, ...]:
             else:
                 break
             if length > 1 and max(product.b, product.c) > max_block:
-                break
-            runs, weights, partition = best[len(chain) - start - length]
+                continue  # A longer product can have smaller blocks.
+            runs, weights, partition = best[len(patterns) - start - length]
             ways.append((runs + 1, weights + product.num_weights, (length, *partition)))
         best.append(min(ways))
     return best[-1][2]

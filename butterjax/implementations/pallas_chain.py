@@ -1,5 +1,8 @@
 """`pallas_chain`: one GPU kernel per chain, intermediates in shared memory."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 from jax.typing import DTypeLike
 
@@ -10,6 +13,8 @@ from butterjax.implementations.xla_gradients import with_xla_gradients
 from butterjax.pattern import Chain
 from pallas_kernels.chain import chain
 from pallas_kernels.epilogue import Activation
+from pallas_kernels.factor import factor
+from pallas_kernels.radix import radix
 
 
 @register_fused("pallas_chain")
@@ -24,11 +29,11 @@ def pallas_chain(
     bias: jax.Array | None,
     activation: Activation | None,
 ) -> jax.Array:
-    """All factors in one launch of `pallas_kernels.chain`; the gradient by `einsum`.
+    """All factors in one launch, if they fit; the gradient by `einsum`.
 
     Neighbours with small blocks are multiplied out first, and a chain that does not fit
-    in shared memory takes several launches: `plan_launches` tells which. For NVIDIA
-    GPUs from Hopper on. Reverse-mode derivatives only.
+    in shared memory takes several launches: `plan_launches` tells which, and with which
+    kernels. For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
     """
     launches = plan_launches(
         Chain.of(factors),
@@ -43,13 +48,23 @@ def pallas_chain(
         launch = launches[index]
         split = len(left) - sum(launch.partition)
         left, taken = left[:split], left[split:]
-        x = chain(
-            x,
-            fuse(taken, launch.partition, precision="highest"),
-            axis=axis,
-            bias=bias if index == 0 else None,
-            activation=activation if index == 0 else None,
-            out_dtype=preferred_element_type if index == 0 else None,
-            precision=precision,
-        )
+        weights = fuse(taken, launch.partition, precision="highest")
+        apply: Callable[..., jax.Array]
+        match launch.kernel:
+            case "chain":
+                apply = functools.partial(chain, x, weights)
+            case "factor":
+                apply = functools.partial(factor, x, *weights)
+            case "radix":
+                apply = functools.partial(radix, x, weights)
+        if index > 0:
+            x = apply(axis=axis, precision=precision)
+        else:
+            x = apply(
+                axis=axis,
+                bias=bias,
+                activation=activation,
+                out_dtype=preferred_element_type,
+                precision=precision,
+            )
     return x

@@ -19,7 +19,9 @@ needs_compiler = pytest.mark.skipif(
     reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
 )
 
-LAUNCH = hlo.Launch("kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0)
+LAUNCH = hlo.Launch(
+    "kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0, written_bytes=8
+)
 KERNEL = ptx.Kernel(
     name="body_0",
     registers=40,
@@ -48,8 +50,10 @@ def test_a_good_kernel_has_no_problems():
     assert FACTS.moved_bytes == 0
 
 
-TRANSPOSE = hlo.Launch("loop_transpose_fusion", "fusion", times=2, moved_bytes=512)
-ADD = hlo.Launch("loop_add_fusion", "fusion", times=1, moved_bytes=0)
+TRANSPOSE = hlo.Launch(
+    "loop_transpose_fusion", "fusion", times=2, moved_bytes=512, written_bytes=512
+)
+ADD = hlo.Launch("loop_add_fusion", "fusion", times=1, moved_bytes=0, written_bytes=8)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -33,10 +34,12 @@ def read(folder):
 
 
 def refusal(row):
-    """Why an implementation must refuse a float32 row on a CPU, None if it must not."""
-    if row["implementation"] == "elementwise" and row["chain"] == [[1, 4, 80, 1]]:
+    """Part of why an implementation must refuse on a CPU, None if it must not."""
+    if row["implementation"] == "elementwise" and row["workload"]["chain"] == [
+        [1, 4, 80, 1]
+    ]:
         return "at most 64"
-    return {"pallas_chain": "one of bfloat16, float16"}.get(row["implementation"])
+    return "" if row["implementation"].startswith("pallas") else None
 
 
 def test_compares_every_implementation(tmp_path):
@@ -51,15 +54,18 @@ def test_compares_every_implementation(tmp_path):
     assert len(rows) == 2 * 2 * len(names)
     assert {row["implementation"] for row in rows} == names
     for row in rows:
-        assert row["layout"] == "feature_first"
-        if reason := refusal(row):
+        assert row["workload"]["layout"] == "feature_first"
+        if (reason := refusal(row)) is not None:
             assert reason in row["unsupported"]
             assert row["measured"] is None
             continue
         assert row["unsupported"] is None
         low, middle, high = row["measured"]["seconds"]
         assert 0 < low <= middle <= high
-        assert row["measured"]["num_samples"] >= 3
+        assert row["measured"]["num_samples"] >= 5
+        assert row["measured"]["clock"] == "wall"
+        assert row["measured"]["peak_bytes"] >= row["floor_bytes"]
+        assert row["measured"]["joules"] is None
         assert row["measured"]["error"] <= row["tolerance"]
         if row["implementation"] == "dense layer":
             assert row["measured"]["ratio_to_dense_layer"] == [1, 1, 1]
@@ -70,7 +76,7 @@ def test_compares_every_implementation(tmp_path):
     assert "÷ best" in done.stdout
 
 
-def test_a_second_run_adds_rows(tmp_path):
+def test_a_second_run_goes_on_or_starts_anew(tmp_path):
     once = (
         "--chain=monarch:16x16",
         "--implementation=einsum",
@@ -81,9 +87,17 @@ def test_a_second_run_adds_rows(tmp_path):
     )
     assert run(*once).returncode == 0
     first = read(tmp_path)
-    assert run(*once, "--seed=1").returncode == 0
-    assert read(tmp_path)[:2] == first
-    assert len(read(tmp_path)) == 4
+    again = run(*once)
+    assert again.returncode == 0
+    assert "2 rows are in" in again.stdout
+    assert "einsum" in again.stdout
+    assert read(tmp_path) == first
+    # An implementation is added to the workload; its dense layer is only compared with.
+    assert run(*once, "--implementation=bmm").returncode == 0
+    assert [row["implementation"] for row in read(tmp_path)[2:]] == ["bmm"]
+    assert read(tmp_path)[2]["measured"]["ratio_to_dense_layer"] is not None
+    assert run(*once, "--noresume").returncode == 0
+    assert len(read(tmp_path)) == 5
 
 
 def test_interrupt_leaves_valid_files(tmp_path):
@@ -112,28 +126,28 @@ def test_interrupt_leaves_valid_files(tmp_path):
 
 WRONG = """
 import sys
-from absl import app
 import butterjax as bj
 
 @bj.implementations.register("wrong")
 def wrong(x, factors, *, axis, precision, preferred_element_type):
-    bmm = bj.implementations.get("bmm")
-    y = bmm(x, factors, axis=axis, precision=precision,
-            preferred_element_type=preferred_element_type)
+    y = bj.butterfly(x, factors, axis=axis, implementation="bmm")
     return y.at[0, 0].add(1)
 
-from benchmarks import compare
+from benchmarks import compare, runs
 compare.define_flags()
-app.run(compare.main)
+runs.start(compare.main)
 """
 
 
-def test_a_wrong_implementation_fails(tmp_path):
+def test_new_implementations_are_in_the_results(tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     done = subprocess.run(
         (
-            *(sys.executable, "-c", WRONG, "--chain=monarch:16x16", "--time_limit=0"),
-            *("--implementation=wrong", "--direction=forward"),
-            f"--output_dir={tmp_path}",
+            *(sys.executable, "-c", example + WRONG, "--time_limit=0"),
+            *("--implementation=vmap", "--implementation=wrong", "--direction=forward"),
+            *("--chain=(2,3,4,5)(1,8,6,5)", "--batch=7", f"--output_dir={tmp_path}"),
+            *("--layout=feature_last", "--layout=feature_first"),
         ),
         cwd=ROOT,
         env=ENVIRONMENT,
@@ -141,8 +155,16 @@ def test_a_wrong_implementation_fails(tmp_path):
         text=True,
         timeout=120,
     )
+    # The one of the documents is right in both layouts, the other one is not.
+    rows = read(tmp_path)
+    good = [row for row in rows if row["implementation"] == "vmap"]
+    assert len(good) == 2
+    assert all(row["measured"]["error"] <= row["tolerance"] for row in good)
     assert done.returncode == 1
-    assert "WRONG: wrong, monarch:16x16, forward" in done.stdout
+    failures = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    assert len(failures) == 2
+    assert failures[0].startswith("FAILED: wrong, (2,3,4,5)(1,8,6,5)")
+    assert "WRONG" in failures[0]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ def run(*arguments, code=None):
 
 def test_without_the_compiler(tmp_path):
     code = (
-        "from absl import app\n"
-        "from benchmarks import aot, gpu_compile\n"
+        "from benchmarks import aot, gpu_compile, runs\n"
         "aot.WHEELS = ('no-such-wheel',)\n"
-        "app.run(gpu_compile.main)\n"
+        "gpu_compile.define_flags()\n"
+        "runs.start(gpu_compile.main)\n"
     )
     done = run(f"--output_dir={tmp_path}", code=code)
     assert done.returncode == 1
@@ -74,4 +74,4 @@ def test_compiles_for_real(tmp_path):
     assert "jax-cuda13-plugin" in row["environment"]["versions"]
     assert row["facts"]["memory"]["argument"] == 2 * (25088 * 48 + 48 * 48)
     assert row["facts"]["memory"]["output"] == 2 * 25088 * 48
-    assert "(1,48,48,1)/25088/float16/feature_last, forward" in done.stdout
+    assert "(1,48,48,1)/25088/float16/feature_last/forward" in done.stdout

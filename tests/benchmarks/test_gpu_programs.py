@@ -1,16 +1,18 @@
 import dataclasses
 import io
-import json
 
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, hlo, ptx, results, workloads
+from benchmarks import aot, gpu_programs, hlo, jsonl, ptx, workloads
+from benchmarks.environment import Environment
 
-ENVIRONMENT = results.Environment("2026-01-01T00:00:00+00:00", "a device", {}, None)
+ENVIRONMENT = Environment("2026-01-01T00:00:00+00:00", "a device", {}, None, None)
+WORKLOAD = workloads.Workload(
+    "monarch:16x16", bj.Chain.monarch(16, 16), 8, "float32", "feature_last", "forward"
+)
 
 KERNEL = ptx.Kernel(
     name="body_0",
@@ -26,7 +28,7 @@ KERNEL = ptx.Kernel(
 
 
 def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
-    launch = hlo.Launch("kernel.1", "mosaic_gpu_v2", launches, moved_bytes)
+    launch = hlo.Launch("kernel.1", "mosaic_gpu_v2", launches, moved_bytes, 8_000_000)
     memory = aot.Memory(argument=8, output=8, temporary=2_500_000, peak=7_500_000)
     return aot.Facts((launch,), memory, kernels)
 
@@ -34,12 +36,7 @@ def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
 def make_row(**changes):
     row = gpu_programs.Row(
         environment=ENVIRONMENT,
-        case="monarch:16x16/8/float32/feature_last",
-        chain=((1, 4, 4, 4), (4, 4, 4, 1)),
-        batch=8,
-        dtype="float32",
-        layout="feature_last",
-        direction="forward",
+        workload=WORKLOAD,
         implementation="pallas",
         compiler_options={},
         facts=make_facts(),
@@ -68,7 +65,6 @@ def test_cases():
 def test_select():
     every = list(gpu_programs.CASES)
     assert gpu_programs.select(["*"]) == every
-    assert gpu_programs.select(["no such case"]) == []
     chosen = gpu_programs.select(["monarch:1024", "*/float16/*"])
     assert chosen == [
         case
@@ -76,6 +72,25 @@ def test_select():
         if case.chain.startswith("monarch:1024") or case.dtype == "float16"
     ]
     assert 0 < len(chosen) < len(every)
+    new = "(2,48,192,4)/16/float32/feature_first"
+    assert gpu_programs.select([new]) == [
+        gpu_programs.Case("(2,48,192,4)", 16, "float32", "feature_first")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such", "no case is named 'no_such'"),
+        ("monarch:7x9/1/float16/feature_last", "in_features=7"),
+        ("monarch:8x9/0/float16/feature_last", "batch"),
+        ("monarch:8x9/1/float8/feature_last", "dtype must be one of float32"),
+        ("monarch:8x9/1/float16/last", "layout must be one of feature_last"),
+    ],
+)
+def test_no_case(name, message):
+    with pytest.raises(ValueError, match=message):
+        gpu_programs.select([name])
 
 
 def test_parse_options():
@@ -84,7 +99,7 @@ def test_parse_options():
     assert gpu_programs.parse_options(options) == expected
 
 
-CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bcsr",))
+CASE = gpu_programs.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +120,7 @@ CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bc
         ("pallas_chain", "forward", {"facts": make_facts(1, 256)}, []),
         ("pallas_chain", "forward", {"facts": make_facts(1, 257)}, ["only transposes"]),
         ("pallas_chain", "forward", {"facts": make_facts(1, 0, ())}, ["no Mosaic GPU"]),
-        ("pallas_chain", "forward", {"unsupported": "too wide"}, []),
+        ("pallas_chain", "forward", {"unsupported": "too wide"}, ["it refuses"]),
     ],
 )
 def test_judge(implementation, direction, outcome, problems):
@@ -114,6 +129,12 @@ def test_judge(implementation, direction, outcome, problems):
     assert len(found) == len(problems)
     for problem, words in zip(found, problems, strict=True):
         assert words in problem
+
+
+def test_cases_of_ones_own_may_be_refused():
+    case = gpu_programs.Case("monarch:16x16")
+    outcome = {"facts": None, "unsupported": "too wide", "error": None}
+    assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
 
 
 def test_a_refusal_is_a_row(monkeypatch):
@@ -158,14 +179,16 @@ def test_tables():
         make_row(),
         make_row(implementation="elementwise", facts=None, unsupported="too wide"),
         make_row(implementation="bcsr", facts=None, error="crash"),
-        make_row(direction="forward+backward"),
+        make_row(workload=dataclasses.replace(WORKLOAD, direction="forward+backward")),
     ]
     text = shown(*gpu_programs.tables(rows))
     assert "…" not in text
-    assert text.count(rows[0].case) == 2
+    assert text.count("monarch:16x16/8/float32/feature_last/forward") == 2
     cells = [line.split() for line in text.splitlines()]
-    assert ["dense", "layer", "3", "6.0", "2.5", "7.5"] in cells
-    assert cells.count(["pallas", "1", "0.0", "2.5", "7.5", "40", "0", "128"]) == 2
+    assert ["dense", "layer", "3", "6.0", "25%", "2.5", "7.5"] in cells
+    assert (
+        cells.count(["pallas", "1", "0.0", "0%", "2.5", "7.5", "40", "0", "128"]) == 2
+    )
     assert ["elementwise:", "refused"] in cells
     assert ["bcsr:", "failed"] in cells
     text = shown(gpu_programs.instructions(rows))
@@ -173,23 +196,25 @@ def test_tables():
 
 
 def test_rows_are_kept(tmp_path):
-    results.append(tmp_path / "rows.jsonl", [make_row()])
-    results.append(tmp_path / "rows.jsonl", [make_row(facts=None, error="crash")])
-    first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert first["facts"]["kernels"][0]["registers"] == 40
-    assert first["facts"]["launches"][0]["times"] == 1
-    assert second["error"] == "crash"
+    rows = [
+        make_row(),
+        make_row(facts=None, error="crash", compiler_options={"a": "1"}),
+    ]
+    jsonl.append(tmp_path / "rows.jsonl", rows[:1])
+    jsonl.append(tmp_path / "rows.jsonl", rows[1:])
+    assert jsonl.load(tmp_path / "rows.jsonl", gpu_programs.Row) == rows
+    assert rows[0].key != rows[1].key
 
 
 @pytest.mark.parametrize("layout", workloads.LAYOUTS)
 @pytest.mark.parametrize("direction", workloads.DIRECTIONS)
 @pytest.mark.parametrize("name", [workloads.DENSE_LAYER, "bmm"])
-def test_abstract_call_has_the_shapes_of_a_call(layout, direction, name):
+def test_shapes_are_those_of_a_call(layout, direction, name):
     chain = bj.Chain.monarch(16, 36)
     workload = workloads.Workload("16x36", chain, 5, "float16", layout, direction)
-    inputs = workloads.draw(workload, seed=0)
-    function, arguments = workloads.call(workload, name, inputs, workload.dtype)
-    abstract_function, abstract = workloads.abstract_call(workload, name)
+    drawn, shapes = workloads.draw(workload, seed=0), workloads.shapes(workload)
+    function, arguments = workloads.program(workload, name, drawn)
+    abstract_function, abstract = workloads.program(workload, name, shapes)
 
     def kinds(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -197,15 +222,6 @@ def test_abstract_call_has_the_shapes_of_a_call(layout, direction, name):
     assert kinds(abstract) == kinds(arguments)
     outcome = jax.eval_shape(abstract_function, *abstract)
     assert kinds(outcome) == kinds(function(*arguments))
-
-
-def test_shapes_take_no_memory():
-    huge = bj.Chain([(1, 2**16, 2**16, 1)])
-    workload = workloads.Workload("", huge, 2**40, "float16", "feature_last", "forward")
-    inputs = workloads.shapes(workload)
-    assert inputs.x.shape == (2**40, 2**16)
-    for array in (inputs.x, inputs.dy, inputs.kernel, *inputs.factors):
-        assert not np.any(array.strides)
 
 
 def test_chip_is_the_one_that_is_named():

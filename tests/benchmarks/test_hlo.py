@@ -72,7 +72,7 @@ def entry(*lines):
 
 def test_transposes_inside_a_product_move_nothing():
     assert read(TRANSPOSES_INSIDE_A_PRODUCT) == (
-        hlo.Launch("gemm_fusion_dot", "fusion", times=1, moved_bytes=0),
+        hlo.Launch("gemm_fusion_dot", "fusion", 1, moved_bytes=0, written_bytes=2**20),
     )
 
 
@@ -80,12 +80,17 @@ def test_transposes_around_a_library_call():
     found = read(TRANSPOSES_AROUND_A_LIBRARY_CALL)
     moved = 2 * 512 * 1024  # bfloat16, in and out.
     assert found == (
-        hlo.Launch("loop_transpose_fusion", "fusion", times=1, moved_bytes=moved),
-        hlo.Launch("custom-call.2", "__cublas$lt$matmul", times=1, moved_bytes=0),
-        hlo.Launch("input_transpose_fusion", "fusion", times=1, moved_bytes=moved),
+        hlo.Launch("loop_transpose_fusion", "fusion", 1, moved, written_bytes=moved),
+        hlo.Launch(
+            "custom-call.2", "__cublas$lt$matmul", 1, 0, written_bytes=2 * moved
+        ),
+        hlo.Launch("input_transpose_fusion", "fusion", 1, moved, written_bytes=moved),
     )
     assert hlo.count(found) == 3
     assert hlo.moved_bytes(found) == 2 * moved
+    assert hlo.written_bytes(found) == 4 * moved
+    names = {"loop_transpose_fusion", "input_transpose_fusion"}
+    assert hlo.moving_kernels(found) == names
 
 
 def test_copies_transposes_and_bitcasts_of_the_entry():
@@ -101,6 +106,8 @@ def test_copies_transposes_and_bitcasts_of_the_entry():
             "ROOT %tuple.1 = (f32[2,2]{1,0}) tuple(%copy-done.1)",
         )
     )
+    assert all(launch.written_bytes == 16 for launch in found)
+    assert hlo.moving_kernels(found) == {"copy_1", "transpose_1", "copy_start_1"}
     assert [(launch.name, launch.moved_bytes) for launch in found] == [
         ("copy.1", 16),
         ("transpose.1", 16),
@@ -210,7 +217,7 @@ def test_the_program_of_a_kernel_is_not_read_as_hlo():
     module = hlo.parse(entry("%x = f32[4]{0} parameter(0)", f"ROOT {line}"))
     assert module.computations["main.1"][1].called == ()
     assert hlo.launches(module) == (
-        hlo.Launch("kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0),
+        hlo.Launch("kernel.1", "mosaic_gpu_v2", 1, moved_bytes=0, written_bytes=16),
     )
 
 

@@ -1,81 +1,121 @@
-import json
-import multiprocessing
+import dataclasses
 import pathlib
 
 import pytest
 
-from benchmarks import results
+import butterjax as bj
+from benchmarks import gpu_programs, jsonl, results
+from benchmarks.environment import Environment
+from benchmarks.workloads import Workload
 
-ENVIRONMENT = results.Environment("2026-01-01", "some CPU", {"jax": "0.0"}, None)
-
-
-def row(implementation="bmm", *, seconds=0.1, error=1e-7, **kwargs):
-    fields = {
-        "environment": ENVIRONMENT,
-        "case": "monarch:16x16",
-        "chain": ((1, 4, 4, 4), (4, 4, 4, 1)),
-        "batch": 8,
-        "dtype": "float32",
-        "layout": "feature_last",
-        "direction": "forward",
-        "implementation": implementation,
-        "is_default": False,
-        "tolerance": 2e-6,
-        "flops": 1,
-        "floor_bytes": 1,
-        "measured": results.Measurement(
-            seconds=(seconds, seconds, seconds),
-            num_samples=3,
-            ratio_to_dense_layer=(seconds, seconds, seconds),
-            compile_seconds=1.0,
-            error=error,
-        ),
-        "unsupported": None,
-    }
-    return results.Row(**(fields | kwargs))
+ENVIRONMENT = Environment("2026-01-01", "some CPU", {"jax": "0.0"}, None, 2**25)
+WORKLOAD = Workload(
+    "monarch:16x16", bj.Chain.monarch(16, 16), 8, "float32", "feature_last", "forward"
+)
 
 
-def test_rows_are_json_lines(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    results.append(path, [row("a"), row("b", measured=None, unsupported="too wide")])
-    results.append(path, [row("c")])
-    read = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [one["implementation"] for one in read] == ["a", "b", "c"]
-    assert read[0]["chain"] == [[1, 4, 4, 4], [4, 4, 4, 1]]
-    assert read[0]["measured"]["error"] == 1e-7
-    assert read[1]["measured"] is None
-    assert read[2]["environment"]["versions"] == {"jax": "0.0"}
+def measurement(seconds=0.1, **changes):
+    """Takes just these seconds each time, a dense layer takes one."""
+    made = results.Measurement(
+        seconds=(seconds, seconds, seconds),
+        num_samples=3,
+        clock="wall",
+        is_noisy=False,
+        ratio_to_dense_layer=(seconds, seconds, seconds),
+        compile_seconds=1.0,
+        error=1e-7,
+        rotated_bytes=2**26,
+        peak_bytes=4096,
+        device_peak_bytes=None,
+        moved_bytes=0,
+        written_bytes=1024,
+        moved_seconds=None,
+        joules=None,
+    )
+    return dataclasses.replace(made, **changes)
 
 
-def append_many(path: pathlib.Path, name: str) -> None:
-    for _ in range(50):
-        results.append(path, [row(name), row(name)])
+def row(implementation="bmm", *, seconds=0.1, error=1e-7, work=None, **changes):
+    """A row; `work` holds changes to its workload."""
+    made = results.Row(
+        environment=ENVIRONMENT,
+        workload=dataclasses.replace(WORKLOAD, **(work or {})),
+        implementation=implementation,
+        configuration=None,
+        is_default=False,
+        tolerance=2e-6,
+        flops=1,
+        floor_bytes=1,
+        measured=measurement(seconds, error=error),
+        unsupported=None,
+        failed=None,
+    )
+    return dataclasses.replace(made, **changes)
 
 
-def test_two_processes_may_append(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=append_many, args=(path, name)) for name in "ab"
+def test_rows_survive_a_file(tmp_path):
+    rows = [
+        row(configuration={"rows": 64, "swizzle": True, "layout": "x", "none": None}),
+        row("b", measured=None, unsupported="too wide"),
+        row("c", measured=measurement(clock="cupti", moved_seconds=1e-6, joules=2.0)),
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    lines = path.read_text().splitlines()
-    names = [json.loads(line)["implementation"] for line in lines]
-    assert sorted(names) == ["a"] * 100 + ["b"] * 100
+    jsonl.append(tmp_path / "rows.jsonl", rows)
+    assert results.load(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize("row_type", [results.Row, gpu_programs.Row])
+def test_every_number_has_a_unit(row_type):
+    units = dict(jsonl.numbers(row_type))
+    assert [where for where, unit in units.items() if unit is None] == []
+
+
+def test_units():
+    units = dict(jsonl.numbers(results.Row))
+    assert units["row.measured.seconds"] == "s"
+    assert units["row.measured.joules"] == "J"
+    assert units["row.floor_bytes"] == "B"
+    for where, unit in units.items():
+        assert where.endswith("seconds") == (unit == "s"), where
+        assert where.endswith("bytes") == (unit == "B"), where
+
+
+def test_committed_rows_have_the_schema():
+    folder = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
+    paths = list(folder.glob("*.jsonl"))
+    assert paths
+    for path in paths:
+        rows = results.load(path)
+        assert rows
+        assert not any(one.is_wrong for one in rows)
 
 
 @pytest.mark.parametrize(
-    ("error", "is_wrong"), [(1e-7, False), (3e-6, True), (float("nan"), True)]
+    ("error", "is_wrong"), [(1e-7, False), (3e-6, True), (None, True)]
 )
 def test_is_wrong(error, is_wrong):
     assert row(error=error).is_wrong == is_wrong
+    assert not row(measured=None, unsupported="no").is_wrong
 
 
-def test_environment_tells_what_runs():
-    environment = results.Environment.now()
-    assert environment.device not in ("", "cpu")
-    assert {"python", "jax", "jaxlib", "butterjax"} <= set(environment.versions)
+def test_key_is_all_that_decides_a_measurement():
+    def moved(**changes):
+        return row(environment=dataclasses.replace(ENVIRONMENT, **changes))
+
+    assert row().key == row(seconds=9.0).key == moved(run="2027").key
+    others = [
+        row("einsum"),
+        row(configuration={"rows": 64}),
+        row(configuration={"rows": 32}),
+        row(work={"batch": 9}),
+        row(work={"direction": "forward+backward"}),
+        row(work={"chain": bj.Chain.square_dyadic(16)}),
+        moved(device="another"),
+        moved(commit="abc"),
+        moved(versions={"jax": "0.1"}),
+    ]
+    assert len({row().key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_latest_takes_the_last_of_a_key():
+    first, second, other = row(seconds=1.0), row(seconds=2.0), row("einsum")
+    assert list(results.latest([first, other, second]).values()) == [second, other]

@@ -1,0 +1,692 @@
+"""`radix`: a whole chain of small factors in one launch, on CUDA cores, in float32.
+
+    x in HBM ──TMA──▶ tile of x ──▶ registers: the factors of a pass ─┐
+    weights (L2) ──────────────────▶ registers, once per tile         │
+                                                                      ▼
+                      next pass: registers ◀── tile in float32 ◀── in place
+                         │
+                         └─▶ tile of y ──TMA──▶ y in HBM
+
+For blocks of 2 to 16 features, where a tensor core has nothing to multiply, or where
+products have to be those of float32. A thread holds a few features of a few vectors
+and applies as many neighbouring factors as their weights fit registers, three of
+radix 2; so ten factors take four passes over shared memory and not ten
+(`pallas_kernels.passes`). One CTA takes `rows` vectors at a time and keeps taking more
+until there are none left; TMA brings the next tile of x while the passes after the
+first compute, and takes y away during the passes of the next tile. Warpgroups meet
+between two passes, and load the weights of the next before they do.
+
+Bytes for each vector of a chain with n features before and after every factor, and
+P passes; s = itemsize, w = weights of all factors:
+
+    HBM     2·s·n, x read once and y written once: the floor
+    L2      the same, and s·w / rows
+    SMEM    2·s·n by TMA, 2·s·n by the first and last pass, 8·(P - 1)·n between
+    FMA     w products; the first of each sum is a product alone
+
+Shared memory: s·rows·n for x, as much for y, and 4·rows·n, padded, for what lies
+between; another of those wherever a pass between has b ≠ c.
+
+*Bank conflicts.* Feature-last tiles have none for radix-2 chains from n = 256 to 2048:
+the last digit, of four features, moves as one vector of 16 bytes, and the tile between
+has one digit padded. The first pass has them at n = 4096, where it holds eight features
+that follow one another; and so have the first and last of feature-first tiles, whose
+vectors TMA packs densely. `passes.plan` counts them all.
+
+*Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
+vector of float32, features last, at 18.4 bytes of HBM per clock (an H200 by its data
+sheet: 4.8 TB/s over 132 multiprocessors at 1.98 GHz). "Pipeline" is what shared memory
+and the loads of weights take, TMA included; "FMA" both instructions of each weighted
+sum at 128 per clock.
+
+    n      rows   passes   HBM    pipeline   FMA
+    256    2·32   3         111      92       32
+    1024   16     4         445     448      160
+    4096   4      4        1783    2304      768
+
+So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
+pipeline alike, of which weights are over a quarter: they are loaded for every tile, and
+by each thread that shares the rows of a block with others. At n = 4096 a tile has only
+4 rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
+Features first, the pipeline takes 1.5 times as long. In 16 bits HBM takes half the
+time and the rest the same.
+
+Where the chain kernel should win: it collapses ten radix-2 factors to a few of larger
+blocks, which take as few passes on tensor cores. To be expected in 16 bits from n = 512
+on, and in float32 from n = 2048 on where products of bfloat16 pieces are exact enough.
+This kernel is for exact float32, small n, and chains that must be applied
+as they are given.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import arguments, compat, passes
+from pallas_kernels.epilogue import Activation, activate
+
+DTYPES = ("float32", "bfloat16", "float16")
+_MAX_TMA_AXES = 5
+_SMS = 132
+_SMEM_OF_SM = 233_472
+_SMEM_OF_SYSTEM = 1024  # For each CTA.
+_ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """How the kernel is laid out on the chip; it never changes what is computed.
+
+    Attributes:
+      rows: vectors of the batch in a tile, at most 256.
+      warpgroups: warpgroups of 128 threads in a CTA: 1, 2 or 4.
+      stages: tiles of x in shared memory, on their way or in use.
+      occupancy: CTAs that are to fit a multiprocessor and share its memory.
+      ctas: CTAs to launch at most; each takes tiles until there are none left.
+    """
+
+    rows: int = 16
+    warpgroups: int = 4
+    stages: int = 1
+    occupancy: int = 1
+    ctas: int = _SMS
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"Config: {field.name} must be positive, got {value}")
+        if self.rows > passes.MAX_EXTENT:
+            raise ValueError(
+                f"Config: rows must be at most {passes.MAX_EXTENT}, got {self.rows}"
+            )
+        if self.warpgroups not in (1, 2, 4):
+            raise ValueError(
+                f"Config: warpgroups must be 1, 2 or 4, got {self.warpgroups}"
+            )
+
+
+def default_config(
+    shapes: Sequence[Sequence[int]],
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    *,
+    axis: Literal[0, -1] = -1,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> Config:
+    """A configuration that fits the chip, by rule and not by measurement.
+
+    Every tile loads all weights anew, so the largest tile comes first, but one that
+    leaves work for all multiprocessors. Two CTAs of two warpgroups, of which one
+    computes while the other waits, come before one of four where weights are less than
+    a quarter of what goes through the L2 cache.
+
+    Args:
+      shapes: patterns (a, b, c, d), in the order of the matrix product.
+      dtype: of x and the factors.
+      batch: vectors in x.
+      axis: the feature axis of x.
+      out_dtype: of the result; None for that of x.
+      precision: as in `radix`.
+
+    Raises:
+      NotImplementedError: if no configuration fits the chain; the message says why
+        the smallest one does not.
+    """
+    del precision
+    types = _types(dtype, out_dtype)
+    fixed = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in shapes)
+    weights = types[0].itemsize * sum(math.prod(shape) for shape in fixed)
+    n_in = math.prod(fixed[-1]) // fixed[-1][1]
+    n_out = math.prod(fixed[0]) // fixed[0][2]
+    row = n_in * types[0].itemsize + n_out * types[1].itemsize
+    # A tile that leaves multiprocessors idle only if no other fits.
+    by_rows = sorted(_ROWS, key=lambda rows: rows > max(4, batch // _SMS))
+    reasons = {}
+    for (occupancy, warpgroups), rows in itertools.product(((2, 2), (1, 4)), by_rows):
+        if occupancy > 1 and 4 * weights > rows * row:
+            continue
+        config = Config(
+            rows=rows,
+            warpgroups=warpgroups,
+            occupancy=occupancy,
+            ctas=_SMS * occupancy,
+        )
+        try:
+            _plan(fixed, types, config, axis)
+        except NotImplementedError as error:
+            reasons[rows] = error
+            continue
+        return config
+    raise reasons[min(reasons)]
+
+
+def radix(
+    x: jax.Array,
+    factors: Sequence[jax.Array],
+    *,
+    axis: Literal[0, -1] = -1,
+    bias: jax.Array | None = None,
+    activation: Activation | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+    config: Config | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """Applies a chain of small factors, y = activation(K₁K₂…K_L x + bias), in a launch.
+
+    Everything is computed in float32 by fused multiply-adds, and rounded once, at the
+    end, to `out_dtype`: also for 16-bit types, whose intermediates are not rounded.
+
+    Args:
+      x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; float32, bfloat16 or
+        float16.
+      factors: arrays (a, b, c, d) of the dtype of x, in the order of the matrix
+        product: the last one touches x first. A block has at most 64 weights, and b
+        and c are at most 16.
+      axis: the feature axis of x and of the result.
+      bias: (n_out,) or None; taken as float32.
+      activation: see `pallas_kernels.epilogue.activate`.
+      out_dtype: of the result, one of those of x; None for that of x.
+      config: None for `default_config`.
+      precision: as in `jax.lax.dot_general`; products are those of float32, so all
+        choices are the same.
+
+    Returns:
+      (batch, n_out) or (n_out, batch), of `out_dtype`.
+
+    Raises:
+      NotImplementedError: if the kernel does not support the dtype, or the sizes; and
+        later, when it is lowered, if that is not for an NVIDIA GPU.
+      ValueError: if the sizes do not fit one another, axis is neither 0 nor -1, or
+        precision is none that JAX knows.
+    """
+    compat.canonicalize_precision(precision)
+    shapes, batch, n_out = arguments.check("radix", x, factors, bias, axis)
+    types = _types(x.dtype, out_dtype)
+    y_shape = (batch, n_out) if axis == -1 else (n_out, batch)
+    if batch == 0:
+        return jnp.zeros(y_shape, types[1])
+    arguments.check_runs("radix", "x", x.shape, types[0].itemsize, axis)
+    arguments.check_runs("radix", "the result", y_shape, types[1].itemsize, axis)
+    if config is None:
+        config = default_config(shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype)
+    plan = _plan(shapes, types, config, axis)
+    weights = [_weights(factors, step) for step in plan.steps]
+    if bias is not None:
+        weights.append(_bias(bias.astype(jnp.float32), plan.steps[-1]))
+    x = compat.gpu_only(x)
+    y = _launch(x, weights, bias is not None, activation, plan, config, axis, types[1])
+    return y.reshape(y_shape)
+
+
+def _types(
+    dtype: jax.typing.DTypeLike, out_dtype: jax.typing.DTypeLike | None
+) -> tuple[jnp.dtype, jnp.dtype]:
+    x = arguments.check_dtype("radix", "the dtype", dtype, DTYPES)
+    y = dtype if out_dtype is None else out_dtype
+    return x, arguments.check_dtype("radix", "out_dtype", y, DTYPES)
+
+
+def _plan(
+    shapes: tuple[passes.Shape, ...],
+    types: tuple[jnp.dtype, jnp.dtype],
+    config: Config,
+    axis: Literal[0, -1],
+) -> passes.Plan:
+    return passes.plan(
+        shapes,
+        rows=config.rows,
+        warpgroups=config.warpgroups,
+        stages=config.stages,
+        itemsizes=(types[0].itemsize, types[1].itemsize),
+        rows_last=axis == 0,
+        smem_bytes=min(
+            passes.SMEM_BYTES, _SMEM_OF_SM // config.occupancy - _SMEM_OF_SYSTEM
+        ),
+    )
+
+
+def _order(step: passes.Step) -> tuple[int, ...]:
+    """The units' axes as weights have them: those that lanes run along innermost."""
+    lanes = step.threads.lanes[1:]
+    return tuple(sorted(range(len(lanes)), key=lambda axis: lanes[axis] > 1))
+
+
+def _weights(factors: Sequence[jax.Array], step: passes.Step) -> jax.Array:
+    """Weights of a pass as (weights of a unit, units…), the units' axes in `_order`."""
+    work, units = step.work, step.reads.units
+    parts = []
+    for index, (a, b, c, d) in zip(work.indices, work.factors, strict=True):
+        w = factors[index].reshape(work.a, a, b, c, d, work.d)
+        parts.append(w.transpose(1, 2, 3, 4, 0, 5).reshape(a * b * c * d, *units))
+    return jnp.concatenate(parts).transpose(0, *(1 + axis for axis in _order(step)))
+
+
+def _bias(bias: jax.Array, step: passes.Step) -> jax.Array:
+    """The bias as if it were weights of the last pass."""
+    work = step.work
+    parts = bias.reshape(work.a, work.b, work.d).transpose(1, 0, 2)
+    parts = parts.reshape(work.b, *step.reads.units)
+    return parts.transpose(0, *(1 + axis for axis in _order(step)))
+
+
+def _launch(
+    x: jax.Array,
+    weights: Sequence[jax.Array],
+    has_bias: bool,
+    activation: Activation | None,
+    plan: passes.Plan,
+    config: Config,
+    axis: Literal[0, -1],
+    out_dtype: jnp.dtype,
+) -> jax.Array:
+    """Calls the kernel; the features of its x and y are split into digits."""
+    first, last = plan.tiles[0], plan.tiles[-1]
+    batch = x.shape[1 + axis]
+    x_shape, y_shape = (
+        (*tile.digits, batch) if tile.rows_last else (batch, *tile.digits)
+        for tile in (first, last)
+    )
+    num_tiles = pl.cdiv(batch, config.rows)
+    ctas = min(config.ctas, num_tiles)
+
+    def body(x_ref: Any, *refs: Any) -> None:
+        *weight_refs, y_ref, x_tiles, middle, y_tile, loaded, phase = refs
+        _Kernel(
+            plan,
+            config,
+            num_tiles,
+            ctas,
+            activation,
+            x_ref,
+            weight_refs[: len(plan.steps)],
+            weight_refs[-1] if has_bias else None,
+            y_ref,
+            x_tiles,
+            middle,
+            y_tile,
+            loaded,
+            phase,
+        ).run()
+
+    result: jax.Array = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(y_shape, out_dtype),
+        scratch_types=[
+            plgpu.SMEM((config.stages, *first.shape), x.dtype),
+            [plgpu.SMEM(tile.shape, jnp.float32) for tile in plan.tiles[1:-1]],
+            plgpu.SMEM(last.shape, out_dtype),
+            plgpu.Barrier(num_arrivals=_num_copies(first), num_barriers=config.stages),
+            plgpu.Barrier(num_arrivals=config.warpgroups),
+        ],
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            # What a warp reads and then writes in a pass is its own, in the order of
+            # its instructions; `meet` parts the passes.
+            unsafe_no_auto_barriers=True,
+        ),
+        grid=(ctas,),
+        grid_names=("cta",),
+        num_threads=config.warpgroups,
+        thread_name="wg",
+    )(x.reshape(x_shape), *weights)
+    return result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kernel:
+    """What the kernel's functions share while they are traced; refs are Pallas refs."""
+
+    plan: passes.Plan
+    config: Config
+    num_tiles: int
+    ctas: int
+    activation: Activation | None
+    x: Any
+    weights: Sequence[Any]
+    bias: Any
+    y: Any
+    x_tiles: Any
+    middle: Sequence[Any]
+    y_tile: Any
+    loaded: Any
+    phase: Any
+
+    def run(self) -> None:
+        """Takes tiles until there are none left."""
+        stages, last = self.config.stages, len(self.plan.steps) - 1
+        for turn in range(stages):
+            self.fetch(jnp.int32(turn))
+
+        def take_tile(turn: jax.Array, carry: None) -> None:
+            slot = jax.lax.rem(turn, stages)
+            for index, step in enumerate(self.plan.steps):
+                # Weights are on their way while the warpgroup waits for the others.
+                begun = self.begin(index, step)
+                if index == 0:
+                    plgpu.barrier_wait(self.loaded.at[slot])
+                if index == last:
+                    # TMA has to have read the tile of y before it is written again.
+                    self.alone(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+                if index > 0 or last == 0:
+                    self.meet()
+                if index == 1:
+                    self.fetch(turn + stages)
+                self.apply(index, step, slot, begun)
+            self.meet()
+            self.alone(lambda: self.store(turn))
+            if last == 0:
+                self.fetch(turn + stages)
+            return carry
+
+        mine = jax.lax.div(
+            self.num_tiles - jax.lax.axis_index("cta") + self.ctas - 1, self.ctas
+        )
+        jax.lax.fori_loop(0, mine, take_tile, None)
+        self.alone(lambda: plgpu.wait_smem_to_gmem(0))
+
+    def alone(self, action: Callable[[], None]) -> None:
+        """Lets one warpgroup act for all."""
+        pl.when(jax.lax.axis_index("wg") == 0)(action)
+
+    def meet(self) -> None:
+        """Waits for the CTA's other warpgroups."""
+        # TMA may read what was written, and overwrite what was read.
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self.phase)
+        plgpu.barrier_wait(self.phase)
+
+    def tile_of(self, turn: jax.Array) -> jax.Array:
+        return jax.lax.axis_index("cta") + turn * self.ctas
+
+    def fetch(self, turn: jax.Array) -> None:
+        """Starts to copy the tile of a turn from x, if there is one."""
+        slot = jax.lax.rem(turn, self.config.stages)
+        tile = self.plan.tiles[0]
+
+        def move(source: tuple[Any, ...], target: tuple[Any, ...]) -> None:
+            plgpu.copy_gmem_to_smem(
+                self.x.at[source],
+                self.x_tiles.at[(slot, *target)],
+                self.loaded.at[slot],
+                # Of the last tile, rows beyond the batch keep what they were.
+                oob_mode=plgpu.OOBFillMode.UNDEFINED,
+            )
+
+        def copy() -> None:
+            _copy(tile, self.tile_of(turn), self.x.shape[0], move, fill=True)
+
+        self.alone(lambda: pl.when(self.tile_of(turn) < self.num_tiles)(copy))
+
+    def store(self, turn: jax.Array) -> None:
+        """Starts to copy the tile of a turn to y."""
+
+        def move(target: tuple[Any, ...], source: tuple[Any, ...]) -> None:
+            part = self.y_tile.at[source] if source else self.y_tile
+            plgpu.copy_smem_to_gmem(part, self.y.at[target])
+
+        tile = self.plan.tiles[-1]
+        _copy(tile, self.tile_of(turn), self.y.shape[0], move, fill=False)
+
+    def ref(self, tile: int, slot: jax.Array) -> Any:
+        """A tile in shared memory."""
+        if tile == 0:
+            return self.x_tiles.at[slot]
+        if tile == len(self.plan.tiles) - 1:
+            return self.y_tile
+        return self.middle[tile - 1]
+
+    def begin(self, index: int, step: passes.Step) -> list[list[jax.Array]] | None:
+        """Loads the weights of a pass, unless its units take several turns."""
+        if math.prod(step.turns[1:]) > 1:
+            return None
+        return self.constants(index, step, jnp.int32(0))
+
+    def apply(
+        self,
+        index: int,
+        step: passes.Step,
+        slot: jax.Array,
+        begun: list[list[jax.Array]] | None,
+    ) -> None:
+        """Runs one pass on a tile."""
+
+        def take_units(turn: jax.Array, carry: None) -> None:
+            weights, bias = begun or self.constants(index, step, turn)
+            units = _units(step, turn)
+
+            def take_rows(turn: jax.Array, carry: None) -> None:
+                rows = _span(step, 0, turn)
+                values = self.read(step, slot, rows, units)
+                values = _multiply(values, weights, step)
+                if index == len(self.plan.steps) - 1:
+                    if bias:
+                        pairs = zip(values, bias, strict=True)
+                        values = [v + _along_rows(w, step) for v, w in pairs]
+                    values = [activate(value, self.activation) for value in values]
+                self.write(step, slot, rows, units, values)
+                return carry
+
+            _loop(step.turns[0], take_rows)
+            return carry
+
+        _loop(math.prod(step.turns[1:]), take_units)
+
+    def constants(
+        self, index: int, step: passes.Step, turn: jax.Array
+    ) -> list[list[jax.Array]]:
+        """Weights of the warpgroup's units in float32, and their bias or nothing."""
+        is_last = index == len(self.plan.steps) - 1
+        refs = [self.weights[index], self.bias if is_last else None]
+        order, units = _order(step), _units(step, turn)
+        spans = tuple(units[axis] for axis in order)
+        back = tuple(order.index(axis) for axis in range(len(order)))
+        load = functools.partial(
+            plgpu.load, layout=_layout(step).reduce((0,)), optimized=False
+        )
+        found: list[list[jax.Array]] = []
+        for ref in refs:
+            views = (
+                []
+                if ref is None
+                else [ref.at[(i, *spans)] for i in range(ref.shape[0])]
+            )
+            if not units:
+                loaded = [view[...] for view in views]
+            elif back == tuple(sorted(back)):
+                loaded = [load(view) for view in views]
+            else:
+                loaded = [load(view.transpose(back)) for view in views]
+            found.append([w.astype(jnp.float32) for w in loaded])
+        return found
+
+    def read(
+        self, step: passes.Step, slot: jax.Array, rows: Any, units: Sequence[Any]
+    ) -> list[jax.Array]:
+        """The features of a block of units, each an array (rows, units…) in float32."""
+        vector = step.reads.vector
+        ref, tile = self.ref(step.source, slot), self.plan.tiles[step.source]
+        values = []
+        for place in _places(step.reads, tile, rows, units):
+            view = _rows_in_front(ref.at[place], tile)
+            value = plgpu.load(view, layout=_layout(step, vector), optimized=False)
+            value = value.astype(jnp.float32)
+            values += compat.unstack_vector(value) if vector > 1 else [value]
+        return values
+
+    def write(
+        self,
+        step: passes.Step,
+        slot: jax.Array,
+        rows: Any,
+        units: Sequence[Any],
+        values: Sequence[jax.Array],
+    ) -> None:
+        """The reverse of `read`, rounded to what the tile holds."""
+        vector = step.writes.vector
+        ref, tile = self.ref(step.target, slot), self.plan.tiles[step.target]
+        places = _places(step.writes, tile, rows, units)
+        for place, several in zip(
+            places, itertools.batched(values, vector), strict=True
+        ):
+            value = several[0]
+            if vector > 1:
+                value = compat.stack_vector(several, _layout(step, vector))
+            view = _rows_in_front(ref.at[place], tile)
+            view[...] = value.astype(ref.dtype)
+
+
+def _loop(count: int, action: Callable[[jax.Array, None], None]) -> None:
+    if count == 1:
+        action(jnp.int32(0), None)
+    else:
+        jax.lax.fori_loop(0, count, action, None)
+
+
+def _parts(tile: passes.Tile) -> list[tuple[int, ...]]:
+    """The digits in front of each part of a row that TMA moves at once.
+
+    Of TMA's axes one is for all digits in front together, and for the row.
+    """
+    if len(tile.shape) <= _MAX_TMA_AXES:
+        return [()]
+    left = _MAX_TMA_AXES - 1 - tile.rows_last
+    return list(itertools.product(*map(range, tile.digits[:-left])))
+
+
+def _is_moved_by_rows(tile: passes.Tile) -> bool:
+    return not tile.rows_last and len(tile.shape) > _MAX_TMA_AXES
+
+
+def _num_copies(tile: passes.Tile) -> int:
+    return len(_parts(tile)) * (tile.rows if _is_moved_by_rows(tile) else 1)
+
+
+def _copy(
+    tile: passes.Tile,
+    number: jax.Array,
+    batch: int,
+    move: Callable[[tuple[Any, ...], tuple[Any, ...]], None],
+    *,
+    fill: bool,
+) -> None:
+    """Calls `move` with where each part of a tile lies in x or y, and in the tile.
+
+    With `fill` there are always as many parts: rows beyond the batch are copies of the
+    last one.
+    """
+    start = pl.multiple_of(number * tile.rows, tile.rows)
+    rows = pl.ds(start, tile.rows)
+    if not _is_moved_by_rows(tile):
+        for part in _parts(tile):
+            whole = (slice(None),) * (len(tile.digits) - len(part))
+            move((*part, *whole, rows) if tile.rows_last else (rows,), part)
+        return
+
+    inside = jnp.minimum(tile.rows, batch - start)
+
+    def move_row(row: jax.Array, carry: None) -> None:
+        for part in _parts(tile):
+            move((start + jnp.minimum(row, inside - 1), *part), (row, *part))
+        return carry
+
+    jax.lax.fori_loop(0, tile.rows if fill else inside, move_row, None)
+
+
+def _digits_of(number: jax.Array, sizes: Sequence[int]) -> list[Any]:
+    """The digits of a number, the most significant first."""
+    digits: list[Any] = []
+    for size in reversed(sizes):
+        if size == 1:
+            digits.insert(0, 0)
+        else:
+            digits.insert(0, jax.lax.rem(number, size))
+            number = jax.lax.div(number, size)
+    return digits
+
+
+def _span(step: passes.Step, axis: int, turn: Any) -> Any:
+    """What this warpgroup takes in a turn along an axis: rows, then the units'."""
+    threads = step.threads
+    group = _digits_of(jax.lax.axis_index("wg"), threads.groups)[axis]
+    size = threads.block[axis]
+    return pl.ds((turn * threads.groups[axis] + group) * size, size)
+
+
+def _units(step: passes.Step, turn: jax.Array) -> list[Any]:
+    """The units that this warpgroup takes in a turn, as slices of their axes."""
+    digits = _digits_of(turn, step.turns[1:])
+    return [_span(step, 1 + axis, digit) for axis, digit in enumerate(digits)]
+
+
+def _places(
+    access: passes.Access, tile: passes.Tile, rows: Any, units: Sequence[Any]
+) -> Iterator[tuple[Any, ...]]:
+    """Where in a tile the units' features lie, `access.vector` of them at a time."""
+    outer, inner = units[: len(access.outer)], units[len(access.outer) :]
+    vector = (pl.ds(0, access.vector),) if access.vector > 1 else ()
+    single = access.middle[: len(access.middle) - len(vector)]
+    for digits in itertools.product(*map(range, single)):
+        features = (*outer, *digits, *vector, *inner)
+        yield (*features, rows) if tile.rows_last else (rows, *features)
+
+
+def _rows_in_front(view: Any, tile: passes.Tile) -> Any:
+    """A slice of a tile as (rows, units…)."""
+    axes = range(len(view.shape))
+    if not tile.rows_last or len(axes) == 1:
+        return view
+    return view.transpose((axes[-1], *axes[:-1]))
+
+
+def _along_rows(w: jax.Array, step: passes.Step) -> jax.Array:
+    """A weight of each unit, for all rows of a block."""
+    if not w.shape:
+        return w
+    block = step.threads.block
+    wide = jax.lax.broadcast_in_dim(w, block, tuple(range(1, len(block))))
+    return plgpu.layout_cast(wide, _layout(step))
+
+
+def _multiply(
+    values: Sequence[jax.Array], weights: Sequence[jax.Array], step: passes.Step
+) -> list[jax.Array]:
+    """Applies the factors of a pass to the features of its units."""
+    values, following = list(values), iter(weights)
+    for a, b, c, d in step.work.factors:
+        sums: list[Any] = [None] * (a * b * d)
+        for i, j, l, k in itertools.product(range(a), range(b), range(c), range(d)):
+            at = (i * b + j) * d + k
+            w = _along_rows(next(following), step)
+            product = values[(i * c + l) * d + k] * w
+            sums[at] = product if l == 0 else sums[at] + product
+        values = sums
+    return values
+
+
+def _layout(step: passes.Step, vector: int = 1) -> Any:
+    """How a block (rows, units…), or (rows, units…, vector), lies in the registers."""
+    threads, more = step.threads, (vector,) if vector > 1 else ()
+    lanes = threads.lanes
+    held = (threads.rows * lanes[0], *lanes[1:])
+    tiles = [(*threads.block, *more), (*held, *more), (*lanes, *more)]
+    if vector == 1:
+        tiles.append((1,))
+    # The axes after tiling: warps, then what a thread holds, then lanes, then a vector.
+    axes = len(lanes)
+    level = axes + len(more)
+    return compat.tiled_layout(
+        tiles,
+        warp_dims=[axis - axes - 1 - 2 * level for axis in range(axes)],
+        lane_dims=[axis - axes - 1 for axis in range(axes)],
+        vector_dim=-1,
+    )

@@ -1,0 +1,219 @@
+"""The radix kernel, in the interpreter: values against float64, and races."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import butterjax as bj
+from butterjax.numerics import tolerance
+from pallas_kernels.radix import Config, default_config, radix
+from tests import gpu_interpreter, reference
+
+SMALL = Config(rows=64, warpgroups=1, ctas=2)
+PAIR = Config(rows=16, warpgroups=2, ctas=2)
+AHEAD = Config(rows=128, warpgroups=2, stages=2, ctas=1)
+DYADIC = bj.Chain.square_dyadic(64).shapes
+
+both_layouts = pytest.mark.parametrize("axis", [-1, 0])
+
+
+def check(shapes, *, batch, axis, dtype="float32", config=SMALL, **more):
+    """Compares the kernel with float64 on random numbers."""
+    patterns = bj.Chain(shapes)
+    x = reference.draw((batch, patterns.in_features), dtype, seed=1)
+    factors = reference.draw_factors(patterns, dtype, seed=2)
+    function = functools.partial(radix, axis=axis, config=config, **more)
+    y = gpu_interpreter.run(function, x if axis == -1 else x.T, factors)
+    expected = reference.apply(x, factors)
+    if "bias" in more:
+        expected = expected + reference.wide(more["bias"])
+    expected = reference.activate(expected, more.get("activation"))
+    out_dtype = more.get("out_dtype", dtype)
+    assert y.dtype == out_dtype
+    error = reference.relative_error(y if axis == -1 else y.T, expected)
+    # Nothing is rounded to 16 bits but the result.
+    factors_that_round = len(patterns) if out_dtype == "float32" else 1
+    assert error < tolerance(out_dtype, factors_that_round)
+
+
+@both_layouts
+@pytest.mark.parametrize("n", [16, 32])
+def test_radix_2(n, axis):
+    check(bj.Chain.square_dyadic(n).shapes, batch=72, axis=axis)
+
+
+@both_layouts
+def test_radix_2_of_256_features(axis):
+    check(bj.Chain.square_dyadic(256).shapes, batch=40, axis=axis, config=PAIR)
+
+
+@both_layouts
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(8, 2, 2, 1)],
+        [(1, 2, 2, 8)],
+        [(2, 8, 8, 4)],
+        [(4, 8, 4, 2)],
+        [(1, 16, 4, 4)],
+        [(3, 2, 2, 4)],
+        [(1, 3, 5, 16)],
+        [(1, 4, 4, 16), (4, 4, 4, 4), (16, 4, 4, 1)],
+        [(1, 8, 8, 8), (8, 8, 8, 1)],
+        [(1, 2, 4, 16), (2, 8, 4, 4), (8, 4, 2, 1)],
+        [(1, 8, 2, 16), (2, 2, 4, 8), (8, 8, 4, 1)],
+        [(1, 6, 3, 8), (3, 2, 4, 4), (12, 4, 8, 1)],
+        [*reversed(DYADIC)],
+        [(1, 2, 2, 32), (32, 2, 2, 1)],
+        [(2, 2, 2, 16)] * 3,
+    ],
+    ids=str,
+)
+def test_patterns(shapes, axis):
+    check(shapes, batch=72, axis=axis)
+
+
+@both_layouts
+def test_more_digits_than_tma_has_axes(axis):
+    shapes = [(4**i, 4, 4, 4 ** (4 - i)) for i in range(5)]
+    config = Config(rows=4, warpgroups=2, ctas=2)
+    check(shapes, batch=8 if axis == 0 else 7, axis=axis, config=config)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_types_are_rounded_once(dtype, axis):
+    check(DYADIC, batch=72, axis=axis, dtype=dtype)
+
+
+@both_layouts
+@pytest.mark.parametrize("config", [PAIR, AHEAD], ids=str)
+def test_configurations_and_ragged_batches(config, axis):
+    check(DYADIC, batch=config.rows * 2 + 8, axis=axis, config=config)
+
+
+@both_layouts
+def test_tiles_of_one_pass_fetch_ahead(axis):
+    check([(4, 2, 2, 4)], batch=296, axis=axis, config=AHEAD)
+
+
+@pytest.mark.parametrize("batch", [1, 63, 65])
+def test_any_batch(batch):
+    check(DYADIC, batch=batch, axis=-1)
+
+
+@both_layouts
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_epilogue(activation, axis):
+    bias = reference.draw((64,), "float32", seed=3)
+    check(DYADIC, batch=72, axis=axis, bias=bias, activation=activation)
+
+
+@both_layouts
+def test_bias_of_rectangular_blocks_and_a_wider_result(axis):
+    shapes = [(1, 8, 4, 16), (4, 4, 2, 4)]
+    bias = reference.draw((128,), "bfloat16", seed=3)
+    more = {"bias": bias, "out_dtype": "float32"}
+    check(shapes, batch=72, axis=axis, dtype="bfloat16", **more)
+
+
+@both_layouts
+def test_empty_batch(axis):
+    factors = reference.draw_factors(bj.Chain(DYADIC))
+    x = jnp.zeros((0, 64) if axis == -1 else (64, 0))
+    assert radix(x, factors, axis=axis).shape == x.shape
+
+
+def test_vmap():
+    xs = reference.draw((2, 72, 64))
+    factors = reference.draw_factors(bj.Chain(DYADIC))
+    function = functools.partial(radix, config=SMALL)
+    ys = gpu_interpreter.run(jax.vmap(function, in_axes=(0, None)), xs, factors)
+    for x, y in zip(xs, ys, strict=True):
+        error = reference.relative_error(y, reference.apply(x, factors))
+        assert error < tolerance("float32", len(factors))
+
+
+def test_nan_reaches_no_feature_that_does_not_depend_on_it():
+    x = np.array(reference.draw((72, 64)))
+    x[3, 7] = np.nan
+    factors = reference.draw_factors(bj.Chain([(8, 4, 4, 2)]))
+    y = gpu_interpreter.run(functools.partial(radix, config=SMALL), x, factors)
+    reached = np.argwhere(np.isnan(y))
+    assert reached.tolist() == [[3, 1], [3, 3], [3, 5], [3, 7]]
+
+
+def arrays(shapes, *, batch=64, axis=-1, dtype="float32"):
+    """Shapes and dtypes of a call, without numbers."""
+    n = bj.Chain(shapes).in_features
+    x = jax.ShapeDtypeStruct((batch, n) if axis == -1 else (n, batch), dtype)
+    return x, tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+
+
+def test_lowering_for_a_cpu_is_refused():
+    with pytest.raises(NotImplementedError, match=r"NVIDIA GPUs.* lowered for cpu"):
+        jax.jit(radix).lower(*arrays(DYADIC))
+
+
+@both_layouts
+def test_exports_for_a_gpu_from_any_machine(axis):
+    function = jax.jit(functools.partial(radix, axis=axis))
+    exported = jax.export.export(function, platforms=["cuda"])(
+        *arrays(DYADIC, axis=axis)
+    )
+    assert "mosaic_gpu" in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("call", "axis", "reason"),
+    [
+        (arrays(DYADIC, dtype="complex64"), -1, "dtype must be one of .* complex64"),
+        (arrays([(1, 16, 16, 1)]), -1, "shape .1, 16, 16, 1. does not fit a thread"),
+        (arrays([(1, 3, 5, 2)]), -1, "rows of whole 16 bytes"),
+        (arrays(DYADIC, batch=30, axis=0), 0, "rows of whole 16 bytes"),
+        (arrays(bj.Chain.square_dyadic(8192).shapes), -1, "bytes of shared memory"),
+    ],
+)
+def test_what_is_unsupported_is_refused_while_tracing(call, axis, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(functools.partial(radix, axis=axis), *call)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    x, factors = arrays(DYADIC)
+    with pytest.raises(ValueError, match="takes a·c·d = 64 features, but is given 32"):
+        jax.eval_shape(radix, jax.ShapeDtypeStruct((8, 32), "float32"), factors)
+    with pytest.raises(ValueError, match="axis must be 0 or -1, got 1"):
+        jax.eval_shape(functools.partial(radix, axis=1), x, factors)
+    bias = jax.ShapeDtypeStruct((32,), "float32")
+    with pytest.raises(ValueError, match=r"bias must have the shape \(64,\)"):
+        jax.eval_shape(lambda x, w, b: radix(x, w, bias=b), x, factors, bias)
+    with pytest.raises(ValueError, match="Precision"):
+        jax.eval_shape(functools.partial(radix, precision="exact"), x, factors)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"rows": 0}, "rows must be positive, got 0"),
+        ({"rows": 512}, "rows must be at most 256, got 512"),
+        ({"warpgroups": 3}, "warpgroups must be 1, 2 or 4, got 3"),
+    ],
+)
+def test_configurations_that_cannot_be(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        Config(**fields)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n", [16, 256, 1024])
+def test_there_is_a_default_configuration(n, dtype, axis):
+    shapes = bj.Chain.square_dyadic(n).shapes
+    for batch in (1, 4096):
+        config = default_config(shapes, dtype, batch, axis=axis)
+        assert config.rows * config.ctas >= min(batch, 1) and config.occupancy <= 2
