@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chip:
-    """Rates and sizes of a GPU.
+    """Rates, sizes and times of a GPU.
 
     Attributes:
       name: as `jax.Device.device_kind` has it.
@@ -17,6 +17,7 @@ class Chip:
       smem_bytes: shared memory of a multiprocessor.
       cta_bytes: of these, what the system takes for each CTA.
       registers: of a multiprocessor.
+      meet_seconds: lost where the warpgroups of a CTA wait for one another.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Chip:
     smem_bytes: int
     cta_bytes: int
     registers: int
+    meet_seconds: float
 
     @property
     def shared(self) -> float:
@@ -35,7 +37,7 @@ class Chip:
         return 128 * self.clock * self.multiprocessors
 
 
-# The rates are assumed: no row of this project holds them yet.
+# The rates and times are assumed: no row of this project holds them yet.
 H200 = Chip(
     name="NVIDIA H200",
     hbm=4.3e12,
@@ -46,4 +48,5 @@ H200 = Chip(
     smem_bytes=233_472,
     cta_bytes=1024,
     registers=65_536,
+    meet_seconds=0.3e-6,
 )

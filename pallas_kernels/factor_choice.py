@@ -67,7 +67,7 @@ def load(plan: Tiling) -> Load:
     else:
         by_row = vertical * config.split_features
         by_feature = horizontal * config.split_rows
-    x_operand = x // plan.item_in * (4 if plan.item_in == 4 else 2)
+    x_operand = x if plan.way == "flat" else x // plan.item_in * 2 * plan.pieces
     smem = x + weights + by_row * x_operand + by_feature * weights + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
@@ -78,11 +78,11 @@ def load(plan: Tiling) -> Load:
         * factor.num_blocks
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
-    # Rows of a copy that are shorter than a line of the cache are fetched less well.
     fetched: float = weights
     if config.resident:
         # A CTA takes a run of items and fetches at each new block.
         fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
+    # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
@@ -97,7 +97,6 @@ def load(plan: Tiling) -> Load:
 
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
-_MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
 _MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
@@ -169,7 +168,7 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     # Parts overlap, but never wholly; and warpgroups wait for one another.
     rounds = -(-plan.items // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
-    meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
+    meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
 
 
@@ -178,7 +177,7 @@ def _fits_twice(plan: Tiling) -> bool:
     threads = 2 * 128 * plan.config.warpgroups
     return (
         2 * (plan.smem_bytes + H200.cta_bytes) <= H200.smem_bytes
-        and threads * (plan.registers + 24) <= 65_536
+        and threads * (plan.registers + 24) <= H200.registers
     )
 
 

@@ -65,11 +65,10 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
     return Traffic(hbm=hbm, l2=hbm + weights / rows, shared=shared)
 
 
-# Seconds, assumed: from the start of a copy to its end; what a warpgroup needs for the
-# instructions of one unit; and what is lost where warpgroups wait for one another.
+# Seconds, assumed: from the start of a copy to its end; and what a warpgroup needs for
+# the instructions of one unit.
 _FETCH = 0.8e-6
 _UNIT = 0.2e-6
-_MEET = 0.3e-6
 _OTHER_REGISTERS = 32  # For addresses and counters.
 
 
@@ -142,6 +141,6 @@ def seconds(
         sum(turns) * _UNIT,
     )
     if together == 1:
-        per_tile += (len(plan.steps) - 1) * _MEET
+        per_tile += (len(plan.steps) - 1) * chip.meet_seconds
     at_once = chip.multiprocessors * together
     return math.ceil(math.ceil(batch / rows) / at_once) * per_tile
