@@ -51,21 +51,22 @@ What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088,
 and the rate of L2 is a guess.
 
     b = c                           48     96    192    256    512   1024
-    d = 1, feature-last   L2      1.02   1.00   0.85   0.79   2.86   5.72
-                          SMEM    0.37   0.52   0.86   1.43   1.80   3.55
-                          mma     0.22   0.44   0.87   1.16   2.33   4.80
-    d = 4, feature-first  L2      0.79   0.79   0.79   0.79   2.75   5.09
-                          SMEM    0.37   0.52   0.86   1.43   1.80   3.45
-    d = 4, feature-last   L2      1.06   0.80   2.35   2.75   5.10   9.79
-                          SMEM    1.21   1.17   2.03   1.95   3.60   6.90
-    d = 16, feature-last  L2      1.19   2.57   3.91   5.10   9.80  19.18
-                          SMEM    0.89   1.47   2.10   2.70   5.11   9.89
+    d = 1, feature-last   L2      1.05   1.02   0.87   0.81   2.93   5.85
+                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
+                          mma     0.25   0.49   0.98   1.30   2.60   5.35
+    d = 4, feature-first  L2      0.81   0.81   0.81   0.81   2.81   5.36
+                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
+    d = 4, feature-last   L2      1.09   0.82   2.41   2.81   5.22  10.01
+                          SMEM    1.16   1.12   1.94   1.87   3.45   6.61
+    d = 16, feature-last  L2      1.22   2.63   4.00   5.22  10.03  19.63
+                          SMEM    0.85   1.41   2.01   2.59   4.89   9.48
 
 So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
-share the registers, tiles get small, and from about 192 × 192 on x and weights are read
-from L2 so often that two transposes in HBM, three times the floor, would cost less.
-Multicast to a cluster is the remedy, and comes before wgmma, which halves the time of
-mma and of shared memory only: at 256 and more L2 binds first.
+share the registers, tiles get small, and from about 256 × 256 for d = 4, 128 × 128 for
+larger d, x and weights are read from L2 so often that two transposes in HBM, three
+times the floor in all, should cost less. Multicast to a cluster is the remedy. wgmma,
+which reads its operands once per warpgroup, should gain a third at 256 × 256; from 512
+on L2 binds first, so multicast has to come before it.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, pieces, tuned
+from pallas_kernels import arguments, compat, pieces, tuned
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
@@ -126,21 +127,14 @@ def factor(
         later, when it is lowered, if that is not for an NVIDIA GPU.
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
-    shape = _check(x, w, bias, axis)
-    out = _check_dtype(x.dtype if out_dtype is None else out_dtype, "out_dtype")
+    (shape,), batch, n_out = arguments.check("factor", x, (w,), bias, axis)
     _check_dtype(x.dtype, "the dtype of x")
-    batch = x.shape[1 + axis]
-    n_out = shape[0] * shape[1] * shape[3]
+    out = _check_dtype(x.dtype if out_dtype is None else out_dtype, "out_dtype")
     y_shape = (batch, n_out) if axis == -1 else (n_out, batch)
     if batch == 0:
         return jnp.zeros(y_shape, out)
-    for name, size, dtype in (("x", x.shape[1], x.dtype), ("y", y_shape[1], out)):
-        if size * dtype.itemsize % 16:
-            raise NotImplementedError(
-                "factor: TMA needs rows of whole 16 bytes, so the last axis of "
-                f"{name} must be a multiple of {16 // dtype.itemsize} for "
-                f"{dtype.name}; got {size}"
-            )
+    arguments.check_runs("factor", "x", x.shape, x.dtype.itemsize, axis)
+    arguments.check_runs("factor", "the result", y_shape, out.itemsize, axis)
     count = pieces.count(x.dtype, precision)
     if config is None:
         config = default_config(
@@ -202,41 +196,8 @@ def default_config(
     )
 
 
-def _check(
-    x: jax.Array, w: jax.Array, bias: jax.Array | None, axis: int
-) -> tuple[int, int, int, int]:
-    """The pattern; raises ValueError where sizes do not fit."""
-    if axis not in (0, -1):
-        raise ValueError(f"factor: axis must be 0 or -1, got {axis}")
-    if w.ndim != 4:
-        raise ValueError(f"factor: w must have shape (a, b, c, d), got {w.shape}")
-    if x.ndim != 2:
-        raise ValueError(f"factor: x must have two axes, got shape {x.shape}")
-    a, b, c, d = map(int, w.shape)
-    if x.shape[axis] != a * c * d:
-        raise ValueError(
-            f"factor: w of shape {w.shape} takes a·c·d = {a * c * d} features, but is "
-            f"given {x.shape[axis]}"
-        )
-    if w.dtype != x.dtype:
-        raise NotImplementedError(
-            f"factor: w has dtype {w.dtype.name}, but x has {x.dtype.name}: the kernel "
-            "multiplies numbers of one type"
-        )
-    if bias is not None and bias.shape != (a * b * d,):
-        raise ValueError(
-            f"factor: bias must have shape ({a * b * d},), got {bias.shape}"
-        )
-    return a, b, c, d
-
-
-def _check_dtype(dtype: jax.typing.DTypeLike, what: str) -> Any:
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in DTYPES:
-        raise NotImplementedError(
-            f"factor: {what} must be one of {', '.join(DTYPES)}; got {dtype.name}"
-        )
-    return dtype
+def _check_dtype(dtype: jax.typing.DTypeLike, argument: str) -> jnp.dtype:
+    return arguments.check_dtype("factor", argument, dtype, DTYPES)
 
 
 def _view(plan: Tiling, length: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from pallas_kernels.factor_tiles import (
     misfit,
     way_of,
 )
+from pallas_kernels.traffic import H200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,11 +46,8 @@ class Load:
         return max(self.hbm, self.l2, self.smem, self.mma)
 
 
-# Of an H200, per second: the copy bandwidth is measured, the rest is from the clock,
-# 1.7 GHz on 132 multiprocessors. mma.sync is taken to reach 0.6 of wgmma's rate.
-_HBM = 4.3e12
-_L2 = 5.5e12
-_SMEM = 128 * 1.7e9 * 132
+# Products of 16-bit numbers by mma.sync, twice per multiply-add and second, assumed to
+# be 0.6 of the dense rate that wgmma reaches.
 _MMA = 0.6 * 790e12
 
 
@@ -90,18 +88,15 @@ def load(plan: Tiling) -> Load:
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
     return Load(
-        hbm=hbm / _HBM,
-        l2=rounds * (x * narrow + fetched + y) / _L2,
-        smem=rounds * smem / _SMEM,
+        hbm=hbm / H200.hbm,
+        l2=rounds * (x * narrow + fetched + y) / H200.l2,
+        smem=rounds * smem / H200.shared,
         mma=rounds * products * 2 * rows * features * depth * blocks / _MMA,
     )
 
 
-_SMS = 132
-_SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
-_MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
 _MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
@@ -146,7 +141,7 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        ctas = H200.multiprocessors * (2 if _fits_twice(plan) else 1)
         key = _rank(plan)
         if best is None or key < best[0]:
             best = (key, dataclasses.replace(plan.config, ctas=ctas))
@@ -171,9 +166,9 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
-    rounds = -(-plan.items // (_SMS * per_sm))
+    rounds = -(-plan.items // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
-    meeting = rounds * (plan.chunks * meetings + 2) * _MEETING
+    meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
 
 
@@ -181,8 +176,8 @@ def _fits_twice(plan: Tiling) -> bool:
     """Whether two CTAs share a multiprocessor: one computes as the other waits."""
     threads = 2 * 128 * plan.config.warpgroups
     return (
-        2 * (plan.smem_bytes + 1024) <= _SMEM_OF_TWO
-        and threads * (plan.registers + 24) <= 65_536
+        2 * (plan.smem_bytes + 1024) <= H200.smem_bytes
+        and threads * (plan.registers + 24) <= H200.registers
     )
 
 
