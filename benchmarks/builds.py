@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from benchmarks import measure
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -25,7 +27,8 @@ def build_all(
         is done in the caller's.
 
     Returns:
-      For each what was compiled, or what was raised.
+      For each what was compiled, or what was raised: a NotImplementedError is a refusal
+      while it was traced, and `LoweringError` stands for one that came later.
     """
     threads = threads or os.cpu_count() or 1
     if threads == 1:
@@ -34,8 +37,19 @@ def build_all(
         return list(pool.map(_build, programs))
 
 
+class LoweringError(Exception):
+    """What a kernel took does not lower; it should have refused it, if anything."""
+
+
 def _build(program: Program) -> measure.Built | Exception:
+    function, arguments = program
     try:
-        return measure.build(*program)
+        jax.jit(function).trace(*arguments)
+    except Exception as error:
+        return error
+    try:
+        return measure.build(function, arguments)
+    except NotImplementedError as error:
+        return LoweringError(str(error))
     except Exception as error:
         return error

@@ -31,7 +31,7 @@ Needs JAX with CUDA, absl-py, flax, numpy, optax and rich; a GPU from Hopper on.
 import fnmatch
 import functools
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from absl import flags
 from rich import box
@@ -251,8 +251,10 @@ def report(
     ceiling_rows: Sequence[ceilings.Row],
     console: Console,
 ) -> None:
-    """Prints what the ceilings are, and which targets are met."""
-    for run, rates in list(targets.rates(ceiling_rows).items())[-1:]:
+    """Prints what was measured, the ceilings, and which targets are met."""
+    of_run = targets.rates(ceiling_rows)
+    console.print(overview(rows, of_run))
+    for run, rates in list(of_run.items())[-1:]:
         products = ", ".join(
             f"{dtype} {rate / 1e12:.0f}" for dtype, rate in rates.matmul.items()
         )
@@ -269,12 +271,40 @@ def report(
         target = judgement.target
         share = "" if target.share == 1 else f" on {target.share:.0%}"
         table.add_row(
-            target.text,
-            f"{target.threshold:g}{share}",
-            judgement.verdict,
-            judgement.found,
+            *(target.text, f"{target.threshold:g}{share}"),
+            *(judgement.verdict, judgement.found),
         )
     console.print(table)
+
+
+def overview(rows: Sequence[results.Row], of_run: Mapping[str, targets.Rates]) -> Table:
+    """The best kernel on each workload, against XLA's best and the ceilings."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="µs: median of the best kernel; copy, products: the share of the time "
+        "that the floor's bytes, and the chain's operations, take at the ceilings",
+    )
+    table.add_column("")
+    for heading in ("kernel", "µs", "XLA's best ÷", "copy", "products"):
+        table.add_column(heading, justify="right")
+    faster = targets.faster_than(suite_cases.XLA)
+    for workload, group in targets.by_workload(rows).items():
+        best = targets.best_kernel(group)
+        rates = of_run.get(group[0].environment.run)
+        if best is None or rates is None:
+            table.add_row(workload.name, "none" if best is None else "")
+            continue
+        ratio = faster(group, rates)
+        shares = [rates.memory_seconds(best) / best.median]
+        if workload.dtype in rates.matmul:
+            shares.append(rates.compute_seconds(best) / best.median)
+        table.add_row(
+            *(workload.name, best.implementation, f"{1e6 * best.median:.1f}"),
+            "" if ratio is None else f"{ratio:.2f}",
+            *(f"{share:.0%}" for share in shares),
+        )
+    return table
 
 
 if __name__ == "__main__":

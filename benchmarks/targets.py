@@ -157,15 +157,20 @@ def judge(
     wanted: Iterable[Target], rows: Iterable[Row], ceiling_rows: Iterable[ceilings.Row]
 ) -> list[Judgement]:
     """Whether rows meet targets; only rows of one run are compared."""
+    groups, of_run = by_workload(rows), rates(ceiling_rows)
+    return [_judge(target, groups, of_run) for target in wanted]
+
+
+def by_workload(rows: Iterable[Row]) -> dict[Workload, list[Row]]:
+    """The rows of each workload that the latest run has of it."""
     groups: dict[Workload, list[Row]] = {}
     for row in rows:
         group = groups.setdefault(row.workload, [])
         if group and group[0].environment.run < row.environment.run:
-            group.clear()  # The latest run counts.
+            group.clear()
         if not group or group[0].environment.run == row.environment.run:
             group.append(row)
-    of_run = rates(ceiling_rows)
-    return [_judge(target, groups, of_run) for target in wanted]
+    return groups
 
 
 def _judge(

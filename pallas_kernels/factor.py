@@ -673,7 +673,9 @@ class _Kernel:
                 layout=self.layout("ACC").reduce(along),
                 optimized=False,
             )
-            sums = sums + jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
+            # Which of several layouts it has is not clear from the reduced one.
+            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
+            sums = sums + plgpu.layout_cast(wide, self.layout("ACC"))
         return activate(sums, self.activation)
 
     def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:

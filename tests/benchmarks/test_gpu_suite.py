@@ -77,6 +77,7 @@ def test_killed_then_stopped_then_done(tmp_path):
     assert [row["implementation"] for row in whole] == ["dense layers", "einsum"]
     assert all(row["measured"]["error"] <= row["tolerance"] for row in whole)
     assert "one factor, memory-bound" in done.stdout
+    assert "(2,16,16,1)/40/bfloat16" in done.stdout
 
     again = rehearse(tmp_path)
     assert again.returncode == 0

@@ -1,7 +1,6 @@
 import pytest
 
 from benchmarks import aot, gpu_programs, suite_programs
-from benchmarks.builds import build_all
 from tests.benchmarks.test_gpu_programs import ENVIRONMENT, make_facts, make_row
 
 
@@ -52,15 +51,3 @@ def test_summary():
         "131,072 bytes of shared memory"
     )
     assert gpu_programs.Row is type(rows[0])
-
-
-def test_build_all_keeps_the_order_and_what_is_raised():
-    def refuse(x):
-        raise NotImplementedError("too wide")
-
-    programs = [(lambda x: x + 1, (1.0,)), (refuse, (1.0,)), (lambda x: 2 * x, (3.0,))]
-    for threads in (1, 2):
-        first, second, third = build_all(programs, threads)
-        assert first.compiled(1.0) == 2
-        assert isinstance(second, NotImplementedError)
-        assert third.compiled(3.0) == 6
