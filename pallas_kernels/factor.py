@@ -228,7 +228,7 @@ def _launch(
 
     scratch = {
         "x_slab": _slab((config.stages, *plan.slab_in), x.dtype),
-        "w_slab": _slab((config.stages, *plan.slab_weights), half),
+        "w_slab": _slab((plan.weight_stages, *plan.slab_weights), half),
         "y_slab": _slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -237,9 +237,14 @@ def _launch(
             num_arrivals=config.warpgroups, num_barriers=config.stages
         ),
     }
+    if config.resident:
+        scratch["w_loaded"] = plgpu.Barrier(
+            num_arrivals=plan.chunks * _num_weight_copies(plan)
+        )
+    if plan.way == "turned" or config.resident:
+        scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
     if plan.way == "turned":
         scratch["turned"] = turned(config.slots * plan.pieces, config.depth, half)
-        scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
         if plan.transposes:
             scratch["turned_out"] = turned(plan.pieces_out, config.features, half_out)
     operands = (x, weights) if offsets is None else (x, weights, offsets)
@@ -277,8 +282,14 @@ def _slab(shape: tuple[int, ...], dtype: Any) -> Any:
 def _num_copies(plan: Tiling) -> int:
     """TMA copies that fetch a chunk."""
     whole = plan.transposes and not plan.whole_runs
-    pieces_, panels, *_ = plan.slab_weights
-    return (1 if whole else plan.slab_in[0]) + pieces_ * panels
+    weights = 0 if plan.config.resident else _num_weight_copies(plan)
+    return (1 if whole else plan.slab_in[0]) + weights
+
+
+def _num_weight_copies(plan: Tiling) -> int:
+    """Those of them that fetch weights."""
+    num_pieces, panels, *_ = plan.slab_weights
+    return num_pieces * panels
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -308,19 +319,20 @@ class _Kernel:
     turned: Any = None
     turned_out: Any = None
     phase: Any = None
+    w_loaded: Any = None
 
     def run(self) -> None:
         """Takes items until there are none left."""
         plan, config = self.plan, self.plan.config
         lag = self.lag
-        mine = jax.lax.div(
-            plan.items - jax.lax.axis_index("cta") + plan.ctas - 1, plan.ctas
-        )
+        mine = self.mine()
         for serial in range(config.stages - lag):
             self.fetch(jnp.int32(serial))
 
         def take_item(turn: jax.Array, carry: None) -> None:
             item = self.item_of(turn)
+            if config.resident:
+                self.keep_weights(item, turn)
 
             def take_chunk(chunk: jax.Array, sums: Any) -> Any:
                 serial = turn * plan.chunks + chunk
@@ -331,7 +343,8 @@ class _Kernel:
                         self.meet()  # Nobody reads the chunk before any more.
                     self.turn(serial, at)
                     self.meet()
-                sums = self.multiply(serial, at, sums)
+                weights = self.w_slab.at[chunk if config.resident else at]
+                sums = self.multiply(serial, at, weights, sums)
                 # TMA may overwrite what was just read.
                 plgpu.commit_smem()
                 if lag:
@@ -362,9 +375,19 @@ class _Kernel:
             plgpu.barrier_arrive(self.phase)
             plgpu.barrier_wait(self.phase)
 
+    def mine(self) -> jax.Array:
+        """How many items this CTA takes."""
+        each, more = divmod(self.plan.items, self.plan.ctas)
+        return each + (jax.lax.axis_index("cta") < more).astype(jnp.int32)
+
     def item_of(self, turn: jax.Array) -> _Item:
         plan, config = self.plan, self.plan.config
-        index = jax.lax.axis_index("cta") + turn * plan.ctas
+        cta = jax.lax.axis_index("cta")
+        if config.resident:  # A run of items, most of them of one block.
+            each, more = divmod(plan.items, plan.ctas)
+            index = cta * each + jnp.minimum(cta, more) + turn
+        else:
+            index = cta + turn * plan.ctas
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
             group, tile = _divmod(index, plan.batch_tiles)
@@ -387,16 +410,31 @@ class _Kernel:
         plan, config = self.plan, self.plan.config
         turn, chunk = _divmod(serial, plan.chunks)
         at = jax.lax.rem(serial, config.stages)
-        in_range = jax.lax.axis_index("cta") + turn * plan.ctas < plan.items
 
-        @pl.when(in_range & (jax.lax.axis_index("wg") == 0))
+        @pl.when((turn < self.mine()) & (jax.lax.axis_index("wg") == 0))
         def _() -> None:
             if self.lag:
                 used = serial >= config.stages
                 pl.when(used)(lambda: plgpu.barrier_wait(self.free.at[at]))
             item = self.item_of(turn)
             self.fetch_x(item, chunk * config.depth, at)
-            self.fetch_weights(item, chunk * config.depth, at)
+            if not config.resident:
+                self.fetch_weights(item, chunk, at, self.loaded.at[at])
+
+    def keep_weights(self, item: _Item, turn: jax.Array) -> None:
+        """Fetches the weights of an item's block, unless they are those at hand."""
+        before = self.item_of(jnp.maximum(turn - 1, 0))
+
+        @pl.when((turn == 0) | (item.block != before.block))
+        def _() -> None:
+            self.meet()  # Nobody multiplies by the weights at hand any more.
+
+            @pl.when(jax.lax.axis_index("wg") == 0)
+            def _() -> None:
+                for chunk in range(self.plan.chunks):
+                    self.fetch_weights(item, jnp.int32(chunk), chunk, self.w_loaded)
+
+            plgpu.barrier_wait(self.w_loaded)
 
     def fetch_x(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
         plan, config = self.plan, self.plan.config
@@ -420,8 +458,11 @@ class _Kernel:
                 source = self.x.at[all_rows, i, pl.ds(start, width)]
             plgpu.copy_gmem_to_smem(source, slab.at[p], loaded)
 
-    def fetch_weights(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
+    def fetch_weights(
+        self, item: _Item, chunk: jax.Array, at: Any, loaded: Any
+    ) -> None:
         plan = self.plan
+        depth = chunk * plan.config.depth
         num_pieces, panels, blocks, features, width = plan.slab_weights
         for piece in range(num_pieces):
             for p in range(panels):
@@ -432,7 +473,7 @@ class _Kernel:
                     pl.ds(depth + p * width, width),
                 ]
                 target = self.w_slab.at[at, piece, p]
-                plgpu.copy_gmem_to_smem(source, target, self.loaded.at[at])
+                plgpu.copy_gmem_to_smem(source, target, loaded)
 
     def zeros(self) -> list[list[jax.Array]]:
         """Sums: for each block of the warpgroup, for each panel of vectors."""
@@ -503,7 +544,7 @@ class _Kernel:
 
         jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
 
-    def multiply(self, serial: jax.Array, at: jax.Array, sums: Any) -> Any:
+    def multiply(self, serial: jax.Array, at: jax.Array, w_slab: Any, sums: Any) -> Any:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
         block, feature, _ = self.parts()
@@ -515,7 +556,7 @@ class _Kernel:
             for p in range(panels):
                 weights = []
                 for piece in range(plan.pieces):
-                    ref = self.w_slab.at[at, piece, p, block + n]
+                    ref = w_slab.at[piece, p, block + n]
                     ref = ref.at[pl.ds(feature, plan.features)]
                     ref = ref.T if plan.way == "flat" else ref
                     weights.append(_load(ref, self.layout(side)))

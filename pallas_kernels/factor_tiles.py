@@ -56,6 +56,8 @@ class Config:
       ctas: CTAs to launch at most; each takes items until there are none left.
       batch_first: whether the batch is walked through block by block, with few
         weights in use at a time, rather than block after block for each tile.
+      resident: whether all weights of a block stay in shared memory for as long as a
+        CTA walks through the batch; needs batch_first, and features not below b.
     """
 
     rows: int = 64
@@ -71,11 +73,12 @@ class Config:
     out_stages: int = 1
     ctas: int = 132
     batch_first: bool = False
+    resident: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "batch_first" and value < 1:
+            if field.type is not bool and value < 1:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
@@ -229,6 +232,11 @@ class Tiling:
         return (self.pieces, panels, config.blocks, config.features, width)
 
     @property
+    def weight_stages(self) -> int:
+        """How many of them there are."""
+        return self.chunks if self.config.resident else self.config.stages
+
+    @property
     def slab_out(self) -> tuple[int, ...]:
         """The same of what a warpgroup sends to y at a time."""
         if self.way == "flat":
@@ -262,12 +270,19 @@ class Tiling:
         return self.num_sums + operands
 
     @property
+    def stage_bytes(self) -> int:
+        """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
+        x = math.prod(self.slab_in) * self.item_in
+        weights = 0 if self.config.resident else math.prod(self.slab_weights) * 2
+        return sum(-(-part // 1024) * 1024 for part in (x, weights))
+
+    @property
     def smem_bytes(self) -> int:
         """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
         config = self.config
         parts = [
-            config.stages * math.prod(self.slab_in) * self.item_in,
-            config.stages * math.prod(self.slab_weights) * 2,
+            config.stages * self.stage_bytes,
+            self.chunks * math.prod(self.slab_weights) * 2 * config.resident,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -386,6 +401,8 @@ def _misfit(plan: Tiling) -> str | None:
             return f"depth must be a multiple of {16 * plan.interleave}"
     elif config.blocks > 1:
         return "blocks must be 1"
+    if config.resident and not (config.batch_first and plan.feature_tiles == 1):
+        return "resident weights need batch_first, and features of at least b"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features
@@ -468,12 +485,16 @@ def load(plan: Tiling) -> Load:
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
+    fetched: float = weights
+    if config.resident:
+        # A CTA takes a run of items and fetches at each new block.
+        fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
     return Load(
         hbm=hbm / _HBM,
-        l2=rounds * (x * narrow + weights + y) / _L2,
+        l2=rounds * (x * narrow + fetched + y) / _L2,
         smem=rounds * smem / _SMEM,
         mma=rounds * products * 2 * rows * features * depth * blocks / _MMA,
     )
@@ -484,6 +505,7 @@ _SMEM_OF_TWO = 233_472  # Of a multiprocessor, 1024 bytes per CTA for the system
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MEETING = 1.5e-7  # Seconds to meet at a barrier, and to fill the pipeline again.
+_MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
 
@@ -506,38 +528,36 @@ def best_config(
       NotImplementedError: if none fits; the message says why the last one does not.
     """
     factor = embed(shape, feature_first=feature_first)
-    best: tuple[tuple[float, ...], Config] | None = None
-    reason: NotImplementedError | None = None
-    weights = pieces * factor.num_weights * 2
     way = _way(factor, feature_first=feature_first, item_in=item_in)
+    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
+    best: tuple[tuple[float, ...], Config] | None = None
+    reason: str | None = None
     for draft in _candidates(factor, way, feature_first=feature_first):
-        for stages in (6, 4, 3, 2, 1):
-            config = dataclasses.replace(
-                draft, stages=stages, batch_first=weights > _WEIGHTS_IN_L2
-            )
-            try:
-                plan = tiling(
-                    shape,
-                    config,
-                    batch=batch,
-                    feature_first=feature_first,
-                    item_in=item_in,
-                    item_out=item_out,
-                    pieces=pieces,
-                )
-            except NotImplementedError as error:
-                reason = error
-                continue
-            if plan.registers <= _REGISTERS[config.warpgroups]:
-                if _fits_twice(plan):
-                    config = dataclasses.replace(config, ctas=2 * _SMS)
-                key = _rank(plan)
-                if best is None or key < best[0]:
-                    best = (key, config)
-            break
+        config = dataclasses.replace(
+            draft, stages=1, batch_first=walk or draft.resident
+        )
+        plan = Tiling(
+            factor, config, way, batch, feature_first, item_in, item_out, pieces
+        )
+        if misfit := _misfit(plan):
+            reason = misfit
+            continue
+        if plan.registers > _REGISTERS[config.warpgroups]:
+            continue
+        room = (tiles.SMEM_BYTES - plan.smem_bytes) // plan.stage_bytes
+        stages = min(1 + room, _MAX_STAGES)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(config, stages=stages)
+        )
+        ctas = 2 * _SMS if _fits_twice(plan) else _SMS
+        key = _rank(plan)
+        if best is None or key < best[0]:
+            best = (key, dataclasses.replace(plan.config, ctas=ctas))
     if best is None:
-        assert reason is not None
-        raise reason
+        raise NotImplementedError(
+            f"factor: no configuration fits the pattern {shape}; the last one tried "
+            f"because {reason}"
+        )
     return best[1]
 
 
@@ -547,6 +567,9 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     per_sm = 2 if _fits_twice(plan) else 1
     in_flight = per_sm * (config.stages - 1) * math.prod(plan.slab_in) * plan.item_in
     waiting = needs.hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
+    if config.resident and plan.way == "flat" and plan.groups > 1:
+        # Block by block, rows of x are read in short and distant stretches.
+        waiting += needs.hbm * 32 / (plan.factor.c * plan.item_in)
     # Two warpgroups at least hide one another's waits.
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
@@ -583,17 +606,25 @@ def _candidates(
         for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
         if n % unit_b == 0 and n <= min(b, _MAX_COPY)
     }
-    depths.add(c if c <= 128 else unit_c)
+    depths |= {unit_c, c if c <= 128 else unit_c}
     splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
-    for rows, feature, depth, group, split, slots in itertools.product(
-        (64, 128, 256), sorted(features), sorted(depths), blocks, splits, turned
+    for rows, feature, depth, group, split, slots, resident in itertools.product(
+        (64, 128, 256),
+        sorted(features),
+        sorted(depths),
+        blocks,
+        splits,
+        turned,
+        (False, True),
     ):
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
+            continue
+        if resident and feature < factor.b:
             continue
         for m_warps in (1, 2, 4):
             yield Config(
@@ -606,4 +637,5 @@ def _candidates(
                 split_blocks=split[2],
                 m_warps=m_warps,
                 slots=slots,
+                resident=resident,
             )

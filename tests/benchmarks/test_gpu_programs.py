@@ -99,7 +99,7 @@ def test_parse_options():
     assert gpu_programs.parse_options(options) == expected
 
 
-CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bcsr",))
+CASE = gpu_programs.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ CASE = gpu_programs.Case("monarch:16x16", kernels=("pallas",), too_much_for=("bc
         ("pallas_chain", "forward", {"facts": make_facts(1, 256)}, []),
         ("pallas_chain", "forward", {"facts": make_facts(1, 257)}, ["only transposes"]),
         ("pallas_chain", "forward", {"facts": make_facts(1, 0, ())}, ["no Mosaic GPU"]),
-        ("pallas_chain", "forward", {"unsupported": "too wide"}, []),
+        ("pallas_chain", "forward", {"unsupported": "too wide"}, ["it refuses"]),
     ],
 )
 def test_judge(implementation, direction, outcome, problems):
@@ -129,6 +129,12 @@ def test_judge(implementation, direction, outcome, problems):
     assert len(found) == len(problems)
     for problem, words in zip(found, problems, strict=True):
         assert words in problem
+
+
+def test_cases_of_ones_own_may_be_refused():
+    case = gpu_programs.Case("monarch:16x16")
+    outcome = {"facts": None, "unsupported": "too wide", "error": None}
+    assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
 
 
 def test_a_refusal_is_a_row(monkeypatch):

@@ -1,5 +1,6 @@
 """The one-factor kernel, in the interpreter: values against float64, and races."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,6 +21,10 @@ BY_ROWS = Config(128, 32, 16, split_rows=2, m_warps=1, stages=3, out_stages=2, c
 BY_FEATURES = Config(64, 64, 16, split_features=2, m_warps=2, stages=2, ctas=2)
 TALL = Config(64, 64, 32, m_warps=4, stages=1, ctas=1, batch_first=True)
 NEIGHBOURS = Config(64, 32, 16, 8, split_blocks=2, m_warps=1, stages=2, ctas=2)
+# Weights that stay; three CTAs, so that some change blocks on their way.
+RESIDENT = Config(
+    64, 64, 32, m_warps=2, stages=2, ctas=3, batch_first=True, resident=True
+)
 
 both_layouts = pytest.mark.parametrize("axis", [-1, 0])
 
@@ -48,6 +53,7 @@ def check(shape, config, *, batch=104, axis, dtype="bfloat16", **options):
         ((1, 72, 200, 1), BY_FEATURES),
         ((1, 64, 64, 1), TALL),
         ((16, 2, 2, 1), ALONE),  # Merged into blocks of 16.
+        ((2, 48, 80, 1), RESIDENT),
     ],
     ids=str,
 )
@@ -84,6 +90,10 @@ def test_spread_blocks_of_a_feature_first_array(shape, config):
             Config(64, 64, 64, 2, split_blocks=2, stages=2, m_warps=1, slots=1),
         ),
         ((2, 16, 16, 3), ALONE),  # Three blocks merged into one.
+        (
+            (1, 32, 32, 16),
+            dataclasses.replace(NEIGHBOURS, batch_first=True, resident=True),
+        ),
     ],
     ids=str,
 )
@@ -222,6 +232,7 @@ def test_exports_for_a_gpu_from_any_machine():
             "must be multiples of 16 and 32, not 64 and 16",
         ),
         (arrays((2, 16, 16, 1)), {"config": NEIGHBOURS}, "blocks must be 1"),
+        (arrays((2, 72, 16, 1)), {"config": RESIDENT}, "features of at least b"),
     ],
 )
 def test_what_is_unsupported_is_refused_while_tracing(call, options, reason):
