@@ -244,6 +244,7 @@ def _launch(
         num_threads=config.warpgroups,
         thread_name="wg",
     )(x, *blocks, *([] if bias is None else [bias]))
+    y = compat.varying_as(y, x, *blocks)
     return y if axis == -1 else y.reshape(n_out, batch)
 
 

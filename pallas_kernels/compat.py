@@ -157,3 +157,15 @@ def tiled_layout(
     return plgpu.Layout.TILED(
         layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim
     )
+
+
+def varying_as(y: jax.Array, *operands: jax.Array) -> jax.Array:
+    """A kernel's result, marked as varying over the mesh axes that its operands do.
+
+    Under `jax.shard_map` an array's type tells over which axes of the mesh it varies,
+    and that of a kernel's result says none.
+    """
+    types = [jax.typeof(operand).manual_axis_type for operand in operands]
+    axes = {axis for one in types for axis in one.varying}
+    missing = tuple(axes - jax.typeof(y).manual_axis_type.varying)
+    return jax.lax.pcast(y, missing, to="varying") if missing else y

@@ -292,7 +292,7 @@ def _launch(
             plan, activation, x_ref, w_ref, (offset_ref or [None])[0], y_ref, **named
         ).run()
 
-    return plgpu.kernel(
+    y: jax.Array = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(_view(plan, plan.factor.b), out),
         scratch_types=[scratch],
@@ -304,6 +304,7 @@ def _launch(
         num_threads=config.warpgroups,
         thread_name="wg",
     )(*operands)
+    return compat.varying_as(y, *operands)
 
 
 def _slab(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -341,7 +341,7 @@ def _launch(
         num_threads=config.warpgroups,
         thread_name="wg",
     )(x.reshape(x_shape), *weights)
-    return result
+    return compat.varying_as(result, x, *weights)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
