@@ -185,7 +185,7 @@ def interleave(
     for done in range(max_rounds):
         if done >= min_rounds and not any(s.is_noisy for s in samples().values()):
             break
-        share = time_limit / len(functions)
+        share = time_limit / max(1, len(functions))
         names = [n for n in functions if done < min_rounds or spent[n] < share]
         if not names:
             break

@@ -76,7 +76,7 @@ def test_compares_every_implementation(tmp_path):
     assert "÷ best" in done.stdout
 
 
-def test_a_second_run_goes_on_or_starts_anew(tmp_path):
+def test_a_second_run_goes_on(tmp_path):
     once = (
         "--chain=monarch:16x16",
         "--implementation=einsum",
@@ -87,17 +87,14 @@ def test_a_second_run_goes_on_or_starts_anew(tmp_path):
     )
     assert run(*once).returncode == 0
     first = read(tmp_path)
-    again = run(*once)
+    # An implementation is added to the workload; its dense layer is only compared with.
+    again = run(*once, "--implementation=bmm")
     assert again.returncode == 0
     assert "2 rows are in" in again.stdout
     assert "einsum" in again.stdout
-    assert read(tmp_path) == first
-    # An implementation is added to the workload; its dense layer is only compared with.
-    assert run(*once, "--implementation=bmm").returncode == 0
+    assert read(tmp_path)[:2] == first
     assert [row["implementation"] for row in read(tmp_path)[2:]] == ["bmm"]
     assert read(tmp_path)[2]["measured"]["ratio_to_dense_layer"] is not None
-    assert run(*once, "--noresume").returncode == 0
-    assert len(read(tmp_path)) == 5
 
 
 def test_interrupt_leaves_valid_files(tmp_path):

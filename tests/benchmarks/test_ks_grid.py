@@ -49,7 +49,7 @@ def test_select():
 def test_killed_at_any_point_it_goes_on(tmp_path):
     path = tmp_path / "ks_grid.jsonl"
     num_killed, before = 0, b""
-    for num_rows in (1, 10, 19):
+    for num_rows in (1, 19):
         process = subprocess.Popen(
             (*PROGRAM, *SMALL, f"--output_dir={tmp_path}"),
             cwd=ROOT,
@@ -75,11 +75,11 @@ def test_killed_at_any_point_it_goes_on(tmp_path):
     assert "rows are in" in done.stdout
     assert path.read_bytes().startswith(before)
     rows = results.load(path)
-    assert num_killed == 3
+    assert num_killed == 2
     # Three patterns, two layouts, two directions; the dense layer and two more.
     assert len(rows) == len({row.key for row in rows}) == 3 * 2 * 2 * 3
     assert not any(row.is_wrong for row in rows)
-    assert len({row.environment.run for row in rows}) == 4
+    assert len({row.environment.run for row in rows}) == 3
 
 
 def test_large_workloads_are_left_out(tmp_path):
@@ -100,7 +100,6 @@ def test_large_workloads_are_left_out(tmp_path):
     ("flag", "message"),
     [
         ("--patterns=(5,48,48,1)", "no pattern of --subset=quick is written so"),
-        ("--subset=all", "--subset"),
         ("--max_bytes=0", "max_bytes"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -42,8 +43,6 @@ def small_chains(monkeypatch):
     [
         ("vit_s16", "inference", "float32"),
         ("gpt2_medium", "training step", "bfloat16"),
-        ("llama_mlp", "training step", "float32"),
-        ("llama_mlp", "inference", "float16"),
     ],
 )
 def test_rows(small_chains, network, mode, dtype):
@@ -117,26 +116,40 @@ def run(*arguments):
 
 def test_program(tmp_path):
     options = (
-        *("--network=llama_mlp", "--network=vit_s16", "--depth=1", "--tokens=8"),
-        *("--mode=inference", "--batch=1", "--time_limit=0", "--classes=10"),
+        *("--network=llama_mlp", "--depth=1", "--tokens=8", "--classes=10"),
+        *("--mode=inference", "--batch=1", "--time_limit=0"),
         f"--output_dir={tmp_path}",
     )
     done = run(*options)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = jsonl.load(tmp_path / "networks.jsonl", network_rows.Row)
-    assert [row.workload.sizes.tokens for row in rows] == [8, 8, 197, 197]
-    assert [row.workload.sizes.classes for row in rows] == [0, 0, 10, 10]
-    assert "vit_s16, inference, batch 1" in done.stdout
+    assert [row.workload.sizes.tokens for row in rows] == [8, 8]
+    assert [row.workload.sizes.classes for row in rows] == [0, 0]
+    assert "llama_mlp, inference, batch 1" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--network=bert", "network"), ("--depth=0", "depth"), ("--batch=0", "batch")],
-)
-def test_flags_are_checked_first(tmp_path, flag, message):
-    done = run(flag, f"--output_dir={tmp_path / 'made'}")
+def test_sizes(monkeypatch):
+    values = {
+        name: types.SimpleNamespace(value=value)
+        for name, value in {"depth": 3, "tokens": 8, "classes": None}.items()
+    }
+
+    class Flags(dict):
+        sizes = "small"
+
+    monkeypatch.setattr(networks.flags, "FLAGS", Flags(values))
+    full = models.NETWORKS["vit_s16"].sizes
+    assert networks._sizes("vit_s16") == dataclasses.replace(full, depth=3)
+    text = networks._sizes("gpt2_medium")
+    assert (text.depth, text.tokens, text.classes) == (3, 8, 8192)
+    Flags.sizes = "full"
+    assert networks._sizes("gpt2_medium").classes == 50257
+
+
+def test_flags_are_checked_first(tmp_path):
+    done = run("--depth=0", f"--output_dir={tmp_path / 'made'}")
     assert done.returncode == 1
-    assert message in done.stdout + done.stderr
+    assert "depth" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "made").exists()
 

@@ -62,6 +62,11 @@ def test_without_the_reference_there_is_no_ratio():
     assert found["other"].measured.ratio_to_dense_layer is None
 
 
+def test_none_may_run():
+    found = outcomes(good=refuse)
+    assert found == {"good": side_by_side.Outcome(unsupported="not this")}
+
+
 def test_transposes_are_counted():
     assert outcomes(good=lambda x: 2 * x)["good"].measured.moved_bytes == 0
     candidate = side_by_side.Candidate(lambda x: x.T, (X,), [np.asarray(X, float).T])

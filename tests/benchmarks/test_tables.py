@@ -74,6 +74,13 @@ def test_problems():
     assert second.startswith("einsum, monarch:16x16, forward+backward: WRONG")
 
 
+def test_where_a_run_was_killed_in_between():
+    rows = [row(DENSE_LAYER)]
+    lines = printed(tables.compare(rows))
+    assert ["dense", "layer", "100.00", "0%", "0.10", "1.00", "1e-07"] in lines
+    assert tables.summary(rows)
+
+
 def test_where_only_the_dense_layer_runs():
     rows = [row(DENSE_LAYER), row("pallas", measured=None, unsupported="no")]
     lines = printed(tables.compare(rows))
