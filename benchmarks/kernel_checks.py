@@ -203,22 +203,29 @@ def abstract(check: Check) -> tuple[Any, ...]:
 
 
 def draw(check: Check, seed: int) -> Inputs:
-    """Standard normal x and bias, and weights that keep the variance."""
+    """Standard normal x and bias, and weights that keep the variance.
+
+    The result is computed on the CPU, which has no part in what is checked.
+    """
     work = check.workload
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        arguments, y = _drawn(work, seed)
+        if check.has_bias:
+            shape = abstract(check)[2].shape
+            bias = jax.random.normal(jax.random.key(seed + 1), shape).astype(work.dtype)
+            arguments, y = (*arguments, bias), y + np.asarray(bias, np.float64)
+        with jax.enable_x64(True):
+            exact = np.asarray(activate(jnp.asarray(y), check.activation))
+    return Inputs(jax.device_put(arguments, jax.devices()[0]), exact)
+
+
+@functools.lru_cache(maxsize=1)  # Checks of one workload follow one another.
+def _drawn(work: Workload, seed: int) -> tuple[tuple[Any, ...], np.ndarray]:
+    """x and the factors, and their product in float64, vectors along axis 0."""
     inputs = workloads.draw(work, seed)
     (y,) = workloads.truth(work, inputs, dense_layer=False)
-    arguments: tuple[Any, ...] = (inputs.x, inputs.factors)
-    bias = None
-    if check.has_bias:
-        numbers = jax.random.normal(jax.random.key(seed + 1), abstract(check)[2].shape)
-        bias = numbers.astype(work.dtype)
-        arguments = (*arguments, bias)
-    with jax.enable_x64(True):
-        y = y if work.axis == -1 else y.T
-        if bias is not None:
-            y = y + jnp.asarray(bias, jnp.float64)
-        exact = np.asarray(activate(y, check.activation))
-    return Inputs(arguments, exact)
+    exact = np.asarray(y)
+    return (inputs.x, inputs.factors), exact if work.axis == -1 else exact.T
 
 
 def judge(
