@@ -605,9 +605,12 @@ class _Kernel:
                                 w = weights[j][start:stop]
                                 one[m] = plgpu.mma(one[m], parts[i], w)
                     else:
+                        parts = [
+                            self.columns(serial, at, block + n, p * width, m, piece)
+                            for piece in range(plan.pieces)
+                        ]
                         for i, j in pairs:
-                            x = self.columns(serial, at, block + n, p * width, m, i)
-                            one[m] = plgpu.mma(one[m], weights[j], x)
+                            one[m] = plgpu.mma(one[m], weights[j], parts[i])
         return sums
 
     def inputs(

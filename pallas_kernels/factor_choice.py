@@ -68,7 +68,7 @@ def load(plan: Tiling) -> Load:
     else:
         by_row = vertical * config.split_features
         by_feature = horizontal * config.split_rows
-    x_operand = x // plan.item_in * (4 if plan.item_in == 4 else 2)
+    x_operand = x if plan.way == "flat" else x // plan.item_in * 2 * plan.pieces
     smem = x + weights + by_row * x_operand + by_feature * weights + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
@@ -79,11 +79,11 @@ def load(plan: Tiling) -> Load:
         * factor.num_blocks
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
-    # Rows of a copy that are shorter than a line of the cache are fetched less well.
     fetched: float = weights
     if config.resident:
         # A CTA takes a run of items and fetches at each new block.
         fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
+    # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.ctas) * plan.ctas
