@@ -18,7 +18,7 @@ from benchmarks import measure, runs, workloads
 from benchmarks.builds import build_all
 from benchmarks.cases import parse_chain
 from benchmarks.environment import Environment
-from benchmarks.kernels import KERNELS, Configuration, Kernel, abstract_arguments
+from benchmarks.kernels import KERNELS, Kernel, abstract_arguments
 from benchmarks.results import Key
 from benchmarks.units import Ratio
 from benchmarks.workloads import Layout, Workload
@@ -49,7 +49,6 @@ class Check:
       activation: what is applied to the result.
       out_dtype: of the result, None for that of x.
       precision: as in `jax.lax.dot_general`.
-      configuration: fields of the kernel's Config, None for its own choice.
     """
 
     kernel: str
@@ -58,7 +57,6 @@ class Check:
     activation: Activation | None = None
     out_dtype: str | None = None
     precision: str | None = None
-    configuration: Configuration | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +67,6 @@ class Check:
             str(self.activation): self.activation,
             f"to {self.out_dtype}": self.out_dtype,
             str(self.precision): self.precision,
-            str(self.configuration): self.configuration,
         }
         words = [self.kernel, work.case, str(work.batch), work.dtype, work.layout]
         return " ".join(
@@ -176,15 +173,12 @@ class Inputs:
 def function(check: Check) -> Callable[..., jax.Array]:
     """The call: of x and the factors, and of the bias if there is one."""
     kernel = KERNELS[check.kernel]
-    config = None
-    if check.configuration is not None:
-        config = kernel.config(**check.configuration)
     options = {
         "axis": check.workload.axis,
         "activation": check.activation,
         "out_dtype": check.out_dtype,
         "precision": check.precision,
-        "config": config,
+        "config": None,
     }
 
     def call(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
