@@ -23,7 +23,8 @@ It stops after --minutes, with exit status 75 if anything is left. The same comm
 goes on from there: what has been checked or measured is in --output_dir (checks.jsonl,
 ceilings.jsonl, gpu_suite.jsonl, networks.jsonl), a row for each, added as it comes. So
 it does after it was killed; what it was at then comes last, in case that is what killed
-it. The status is 1 if a kernel is wrong, or something failed.
+it. The status is 1 if a kernel is wrong, or something failed when all is done. Flags
+narrow what is checked and what is measured alike.
 
 Needs JAX with CUDA, absl-py, flax, numpy, optax and rich; a GPU from Hopper on.
 """
@@ -81,7 +82,7 @@ def define_flags() -> None:
         "kernel", list(kernels.KERNELS), list(kernels.KERNELS), "Kernels to look at."
     )
     flags.DEFINE_multi_enum(
-        "dtype", list(workloads.DTYPES), list(workloads.DTYPES), "Types to look at."
+        "dtype", list(suite_cases.DTYPES), list(suite_cases.DTYPES), "Types to look at."
     )
     flags.DEFINE_multi_enum(
         "layout",
@@ -167,15 +168,20 @@ def main() -> int:
         rows = of_tasks(tasks, jsonl.load(measured.path, results.Row))
         report(rows, jsonl.load(ceiling.path, ceilings.Row), console)
         problems = tables.problems(rows)
-    if not measured.is_complete or problems or "networks" not in parts:
-        return runs.finish(measured, problems, console)
+    status = runs.finish(measured, problems, console)
+    if status == runs.INTERRUPTED:
+        return status
+    if measured.num_left:  # What failed is told again when all is done.
+        return runs.UNFINISHED
+    if "networks" not in parts:
+        return status
     whole = runs.carry_out(
         guard(network_tasks(environment)), network_rows.Row, "networks", console, until
     )
     if whole is None:
         return runs.FAILED
     console.print(networks.table(whole.rows))
-    return runs.finish(whole, networks.problems(whole.rows), console)
+    return runs.finish(whole, networks.problems(whole.rows), console) or status
 
 
 def of_tasks(

@@ -18,7 +18,7 @@ from benchmarks import measure, runs, workloads
 from benchmarks.builds import build_all
 from benchmarks.cases import parse_chain
 from benchmarks.environment import Environment
-from benchmarks.kernels import KERNELS, Configuration, Kernel, abstract_arguments
+from benchmarks.kernels import KERNELS, Kernel, abstract_arguments
 from benchmarks.results import Key
 from benchmarks.units import Ratio
 from benchmarks.workloads import Layout, Workload
@@ -49,7 +49,6 @@ class Check:
       activation: what is applied to the result.
       out_dtype: of the result, None for that of x.
       precision: as in `jax.lax.dot_general`.
-      configuration: fields of the kernel's Config, None for its own choice.
     """
 
     kernel: str
@@ -58,7 +57,6 @@ class Check:
     activation: Activation | None = None
     out_dtype: str | None = None
     precision: str | None = None
-    configuration: Configuration | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +67,6 @@ class Check:
             str(self.activation): self.activation,
             f"to {self.out_dtype}": self.out_dtype,
             str(self.precision): self.precision,
-            str(self.configuration): self.configuration,
         }
         words = [self.kernel, work.case, str(work.batch), work.dtype, work.layout]
         return " ".join(
@@ -176,15 +173,12 @@ class Inputs:
 def function(check: Check) -> Callable[..., jax.Array]:
     """The call: of x and the factors, and of the bias if there is one."""
     kernel = KERNELS[check.kernel]
-    config = None
-    if check.configuration is not None:
-        config = kernel.config(**check.configuration)
     options = {
         "axis": check.workload.axis,
         "activation": check.activation,
         "out_dtype": check.out_dtype,
         "precision": check.precision,
-        "config": config,
+        "config": None,
     }
 
     def call(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
@@ -203,22 +197,29 @@ def abstract(check: Check) -> tuple[Any, ...]:
 
 
 def draw(check: Check, seed: int) -> Inputs:
-    """Standard normal x and bias, and weights that keep the variance."""
+    """Standard normal x and bias, and weights that keep the variance.
+
+    The result is computed on the CPU, which has no part in what is checked.
+    """
     work = check.workload
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        arguments, y = _drawn(work, seed)
+        if check.has_bias:
+            shape = abstract(check)[2].shape
+            bias = jax.random.normal(jax.random.key(seed + 1), shape).astype(work.dtype)
+            arguments, y = (*arguments, bias), y + np.asarray(bias, np.float64)
+        with jax.enable_x64(True):
+            exact = np.asarray(activate(jnp.asarray(y), check.activation))
+    return Inputs(jax.device_put(arguments, jax.devices()[0]), exact)
+
+
+@functools.lru_cache(maxsize=1)  # Checks of one workload follow one another.
+def _drawn(work: Workload, seed: int) -> tuple[tuple[Any, ...], np.ndarray]:
+    """x and the factors, and their product in float64, vectors along axis 0."""
     inputs = workloads.draw(work, seed)
     (y,) = workloads.truth(work, inputs, dense_layer=False)
-    arguments: tuple[Any, ...] = (inputs.x, inputs.factors)
-    bias = None
-    if check.has_bias:
-        numbers = jax.random.normal(jax.random.key(seed + 1), abstract(check)[2].shape)
-        bias = numbers.astype(work.dtype)
-        arguments = (*arguments, bias)
-    with jax.enable_x64(True):
-        y = y if work.axis == -1 else y.T
-        if bias is not None:
-            y = y + jnp.asarray(bias, jnp.float64)
-        exact = np.asarray(activate(y, check.activation))
-    return Inputs(arguments, exact)
+    exact = np.asarray(y)
+    return (inputs.x, inputs.factors), exact if work.axis == -1 else exact.T
 
 
 def judge(

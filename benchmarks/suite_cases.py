@@ -26,6 +26,7 @@ Part = Literal[
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 
+DTYPES = ("bfloat16", "float16", "float32")  # In order of importance.
 BATCH = patterns.BATCH
 SMALLER_BATCHES = (4096, 512, 64)
 # What is checked takes several times its size, in float64.
