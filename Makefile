@@ -63,7 +63,8 @@ wheel: $(READY)  ## build the wheel, in dist/
 	@$(BIN)/python -m build --quiet --wheel --outdir dist >/dev/null
 	@ls dist/*.whl
 
-# The copy has the tests but not the library, which can then only be the wheel's.
+# The copy has the tests but not the library, which can then only be the wheel's. What
+# the wheel does not hold is tested by `make test` alone.
 test-wheel: wheel  ## run the tests against the built wheel, in a clean environment
 	@set -e; \
 	tmp=$$(mktemp -d); \
@@ -80,7 +81,8 @@ test-wheel: wheel  ## run the tests against the built wheel, in a clean environm
 	"$$tmp/venv/bin/python" -c "import sys, butterjax, pallas_kernels; \
 	sys.exit(not all(m.__file__.startswith(sys.prefix) for m in (butterjax, pallas_kernels)))" \
 	    || { echo "error: the tests would not run against the wheel" >&2; exit 1; }; \
-	"$$tmp/venv/bin/python" -m pytest -n 2 -p no:cacheprovider
+	"$$tmp/venv/bin/python" -m pytest -n 2 -p no:cacheprovider \
+	    --ignore=tests/benchmarks --ignore=tests/examples
 
 bazel-test:  ## run the tests with Bazel, which must be installed
 	@command -v bazel >/dev/null || { \
