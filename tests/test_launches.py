@@ -103,3 +103,8 @@ def test_a_plan_reads_well():
 def test_what_no_kernel_takes():
     with pytest.raises(NotImplementedError, match="16 bytes"):
         plan(bj.Chain([(1, 3, 5, 1)]))
+
+
+def test_a_batch_has_a_vector_at_least():
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        plan(bj.Chain.square_dyadic(1024), batch=0)

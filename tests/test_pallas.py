@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -98,3 +99,21 @@ def test_complex_numbers_are_refused():
 def test_a_cpu_is_refused():
     with pytest.raises(NotImplementedError, match="lowered for cpu"):
         butterfly(*draw())
+
+
+@pytest.mark.parametrize("name", ["pallas", "pallas_chain"])
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    "chain", [bj.Chain.square_dyadic(64), bj.Chain([(1, 48, 16, 1)])], ids=str
+)
+def test_empty_batch(name, axis, chain):
+    shape = [chain.in_features]
+    shape.insert(1 + axis, 0)
+    factors = reference.draw_factors(chain, "bfloat16")
+    apply = functools.partial(bj.butterfly, axis=axis, implementation=name)
+    y, pull_back = jax.vjp(apply, jnp.zeros(shape, "bfloat16"), factors)
+    assert y.size == 0 and chain.out_features in y.shape
+    dx, dfactors = pull_back(y)
+    assert dx.shape == tuple(shape)
+    for gradient in dfactors:
+        assert not np.asarray(gradient).any()

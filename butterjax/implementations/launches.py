@@ -68,7 +68,7 @@ def plan_launches(
     Args:
       patterns: the chain.
       dtype: of x and the factors.
-      batch: vectors in x.
+      batch: vectors in x, at least 1.
       axis: the feature axis of x.
       out_dtype: of the result; None for that of x.
       precision: as in `jax.lax.dot_general`.
@@ -78,7 +78,10 @@ def plan_launches(
 
     Raises:
       NotImplementedError: if no kernel takes one of the factors; the message says why.
+      ValueError: if the batch is below 1.
     """
+    if batch < 1:
+        raise ValueError(f"plan_launches: batch must be at least 1, got {batch}")
     if _is_exact_and_small(patterns, dtype, precision):
         try:
             radix.default_config(

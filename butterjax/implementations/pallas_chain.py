@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from butterjax.factors import fuse
@@ -35,10 +36,14 @@ def pallas_chain(
     in shared memory takes several launches: `plan_launches` tells which, and with which
     kernels. For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
     """
+    batch, n_out = x.shape[1 + axis], Chain.of(factors).out_features
+    if batch == 0:
+        shape = (0, n_out) if axis == -1 else (n_out, 0)
+        return jnp.zeros(shape, preferred_element_type)
     launches = plan_launches(
         Chain.of(factors),
         dtype=x.dtype,
-        batch=x.shape[1 + axis],
+        batch=batch,
         axis=axis,
         out_dtype=preferred_element_type,
         precision=precision,
