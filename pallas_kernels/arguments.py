@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 Shape = tuple[int, int, int, int]
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def check(
@@ -64,16 +65,25 @@ def check(
     return shapes, int(x.shape[1 + axis]), n_out
 
 
-def check_dtype(
-    kernel: str, argument: str, dtype: jax.typing.DTypeLike, supported: Sequence[str]
-) -> jnp.dtype:
-    """The dtype; raises NotImplementedError if it is not one of those supported."""
-    name = jnp.dtype(dtype).name
-    if name not in supported:
-        raise NotImplementedError(
-            f"{kernel}: {argument} must be one of {', '.join(supported)}; got {name}"
-        )
-    return jnp.dtype(dtype)
+def check_dtypes(
+    kernel: str,
+    dtype: jax.typing.DTypeLike,
+    out_dtype: jax.typing.DTypeLike | None,
+) -> tuple[jnp.dtype, jnp.dtype]:
+    """The dtypes of x and of the result, that of x where none is given.
+
+    Raises:
+      NotImplementedError: if one of them is none of `DTYPES`.
+    """
+    x = jnp.dtype(dtype)
+    y = x if out_dtype is None else jnp.dtype(out_dtype)
+    for argument, found in (("the dtype of x", x), ("out_dtype", y)):
+        if found.name not in DTYPES:
+            raise NotImplementedError(
+                f"{kernel}: {argument} must be one of {', '.join(DTYPES)}; got "
+                f"{found.name}"
+            )
+    return x, y
 
 
 def check_runs(

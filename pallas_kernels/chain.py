@@ -73,7 +73,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, chain_plan, compat, pieces, tiles
+from pallas_kernels import arguments, chain_plan, compat, pieces, slabs, tiles
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_config import (
     Config,
@@ -183,9 +183,9 @@ def _launch(
 
     def slab(count: int, features: int, dtype: str, width: int | None) -> Any:
         extents = (rows, features) if axis == -1 else (features, rows)
-        width = width or tiles.panel(extents[1], jnp.dtype(dtype).itemsize)
+        width = width or slabs.panel(extents[1], jnp.dtype(dtype).itemsize)
         shape = (extents[1] // width, extents[0], width)
-        return _swizzled((config.warpgroups * count, *shape), dtype)
+        return slabs.slab((config.warpgroups * count, *shape), dtype)
 
     def scratch(step: Step) -> dict[str, Any]:
         refs = {}
@@ -230,7 +230,7 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
             [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
-            _swizzled(
+            slabs.slab(
                 (lanes, plan.slab_weights // plan.depth, plan.depth), types.operand
             ),
             [scratch(step) for step in plan.steps],
@@ -246,15 +246,6 @@ def _launch(
     )(x, *blocks, *([] if bias is None else [bias]))
     y = compat.varying_as(y, x, *blocks)
     return y if axis == -1 else y.reshape(n_out, batch)
-
-
-def _swizzled(shape: tuple[int, ...], dtype: str) -> Any:
-    """Shared memory for TMA, swizzled if its last axis is as wide as a swizzle."""
-    size = shape[-1] * jnp.dtype(dtype).itemsize
-    if size not in tiles.SWIZZLES:
-        return plgpu.SMEM(shape, dtype)
-    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
-    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import jax
 from pallas_kernels import arguments, chain_plan, pieces, tiles, traffic, tuned
 from pallas_kernels.chain_plan import Plan, Types
 
-DTYPES = ("bfloat16", "float16", "float32")
 _MAX_BARRIERS = 32  # In one allocation.
 
 
@@ -45,10 +44,10 @@ class Config:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
-        if self.rows % self.mma.m or self.rows > tiles.MAX_BLOCK:
+        if self.rows % self.mma.m or self.rows > tiles.MAX_COPY:
             raise ValueError(
                 f"Config: rows must be a multiple of 16·m_warps = {self.mma.m} and at "
-                f"most {tiles.MAX_BLOCK}, got {self.rows}"
+                f"most {tiles.MAX_COPY}, got {self.rows}"
             )
         if self.warpgroups > 8:
             raise ValueError(
@@ -186,10 +185,7 @@ def types_of(
     precision: jax.lax.PrecisionLike,
 ) -> Types:
     """The types that a tile passes through; raises NotImplementedError."""
-    x = arguments.check_dtype("chain", "the dtype of x", dtype, DTYPES)
-    y = x
-    if out_dtype is not None:
-        y = arguments.check_dtype("chain", "out_dtype", out_dtype, DTYPES)
+    x, y = arguments.check_dtypes("chain", dtype, out_dtype)
     return Types(x.name, y.name, pieces.count(x, precision))
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pallas_kernels import tiles
-from pallas_kernels.tiles import MAX_BLOCK, MMA_K, SMEM_ALIGNMENT, Factor, Mma
+from pallas_kernels.slabs import panel
+from pallas_kernels.tiles import MAX_COPY, MMA_K, Factor, Mma
 
 OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
 
@@ -180,9 +181,7 @@ class Plan:
                 self.types.y_bytes * warpgroups * out_stages * rows * step.slab_out,
             ]
         barriers = 8 * ((len(self.steps) + 1) * lanes + 1)
-        return sum(
-            -(-part // SMEM_ALIGNMENT) * SMEM_ALIGNMENT for part in [*parts, barriers]
-        )
+        return tiles.allocated([*parts, barriers])
 
     @property
     def slab_weights(self) -> int:
@@ -340,7 +339,7 @@ def _stores(last: Factor, types: Types, *, batch_first: bool) -> bool:
 def _depth(buffers: Sequence[Buffer], source: int | None, factor: Factor) -> int:
     """The widest panel of weights whose columns one slice of the source has all of."""
     parts = 1 if source is None else buffers[source].num_parts(factor, factor.c)
-    return tiles.panel(factor.c // parts, OPERAND_BYTES)
+    return panel(factor.c // parts, OPERAND_BYTES)
 
 
 def _can_end_in(
@@ -397,7 +396,7 @@ def _embed_chain(
         if not options:
             raise NotImplementedError(
                 f"chain: factors[{index}] of shape {shape} has no embedding in blocks "
-                f"of at most {MAX_BLOCK} × {MAX_BLOCK} with c a multiple of {MMA_K} "
+                f"of at most {MAX_COPY} × {MAX_COPY} with c a multiple of {MMA_K} "
                 f"and b of {mma.n}"
             )
         options = tuple(
@@ -409,7 +408,7 @@ def _embed_chain(
         if not options:
             raise NotImplementedError(
                 f"chain: factors[{index}] of shape {shape}: x and y are moved in runs "
-                f"of d features, or of a block's: at most {MAX_BLOCK}, and a multiple "
+                f"of d features, or of a block's: at most {MAX_COPY}, and a multiple "
                 f"of what a warpgroup moves at once of {rows} rows"
             )
         longer = []
@@ -446,4 +445,4 @@ def _can_store(last: Factor, types: Types, rows: int, batch_first: bool) -> bool
 
 def _can_move(rows: int, run: int, batch_first: bool) -> bool:
     tile = move_tile(rows, run) if batch_first else move_tile(run, rows)
-    return run <= MAX_BLOCK and tile is not None
+    return run <= MAX_COPY and tile is not None

@@ -85,10 +85,9 @@ from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import Config, Tiling, tiling
+from pallas_kernels.slabs import slab
 
 __all__ = ["Config", "default_config", "factor"]
-
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 def factor(
@@ -128,8 +127,7 @@ def factor(
       ValueError: if the sizes do not fit one another, or axis is neither 0 nor -1.
     """
     (shape,), batch, n_out = arguments.check("factor", x, (w,), bias, axis)
-    _check_dtype(x.dtype, "the dtype of x")
-    out = _check_dtype(x.dtype if out_dtype is None else out_dtype, "out_dtype")
+    _, out = arguments.check_dtypes("factor", x.dtype, out_dtype)
     y_shape = (batch, n_out) if axis == -1 else (n_out, batch)
     if batch == 0:
         return jnp.zeros(y_shape, out)
@@ -184,8 +182,7 @@ def default_config(
     Raises:
       NotImplementedError: if none fits; the message says why.
     """
-    given = _check_dtype(dtype, "the dtype of x")
-    out = given if out_dtype is None else _check_dtype(out_dtype, "out_dtype")
+    given, out = arguments.check_dtypes("factor", dtype, out_dtype)
     return best_config(
         tuple(shape),
         batch=batch,
@@ -194,10 +191,6 @@ def default_config(
         item_out=out.itemsize,
         pieces=pieces.count(given, precision),
     )
-
-
-def _check_dtype(dtype: jax.typing.DTypeLike, argument: str) -> jnp.dtype:
-    return arguments.check_dtype("factor", argument, dtype, DTYPES)
 
 
 def _view(plan: Tiling, length: int) -> tuple[int, ...]:
@@ -263,9 +256,9 @@ def _launch(
         return plgpu.SMEM((count, *plan.turned(features)), dtype)
 
     scratch = {
-        "x_slab": _slab((config.stages, *plan.slab_in), x.dtype),
-        "w_slab": _slab((plan.weight_stages, *plan.slab_weights), half),
-        "y_slab": _slab((lanes, *plan.slab_out), out),
+        "x_slab": slab((config.stages, *plan.slab_in), x.dtype),
+        "w_slab": slab((plan.weight_stages, *plan.slab_weights), half),
+        "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
         ),
@@ -305,15 +298,6 @@ def _launch(
         thread_name="wg",
     )(*operands)
     return compat.varying_as(y, *operands)
-
-
-def _slab(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory for TMA, whose last axis is swizzled if it is wide enough."""
-    size = shape[-1] * dtype.itemsize
-    if size not in (32, 64, 128):
-        return plgpu.SMEM(shape, dtype)
-    swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
-    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
 
 
 def _num_copies(plan: Tiling) -> int:

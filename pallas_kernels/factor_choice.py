@@ -14,7 +14,6 @@ from typing import Literal
 from pallas_kernels import tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
-    MAX_COPY,
     Config,
     Tiling,
     Way,
@@ -196,7 +195,7 @@ def _candidates(
     features = {
         n
         for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
-        if n % unit_b == 0 and n <= min(b, MAX_COPY)
+        if n % unit_b == 0 and n <= min(b, tiles.MAX_COPY)
     }
     depths |= {unit_c, c if c <= 128 else unit_c}
     splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]

@@ -26,11 +26,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pallas_kernels import tiles
+from pallas_kernels.slabs import panel
+from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
 
 _MAX_WARPGROUPS = 4
-MAX_COPY = 256  # Of one TMA copy along one axis.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -272,7 +273,7 @@ class Tiling:
         """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
         x = math.prod(self.slab_in) * self.item_in
         weights = 0 if self.config.resident else math.prod(self.slab_weights) * 2
-        return sum(-(-part // 1024) * 1024 for part in (x, weights))
+        return tiles.allocated((x, weights))
 
     @property
     def smem_bytes(self) -> int:
@@ -294,15 +295,7 @@ class Tiling:
                     2 * self.pieces_out * math.prod(self.turned(config.features))
                 )
         parts.append(1024)  # Barriers.
-        return sum(-(-part // 1024) * 1024 for part in parts)
-
-
-def panel(extent: int, itemsize: int) -> int:
-    """Entries of a panel's last axis: a swizzle of 128, 64 or 32 bytes, or none."""
-    for size in (128, 64, 32, 16):
-        if extent * itemsize % size == 0:
-            return size // itemsize
-    raise AssertionError(f"{extent} entries of {itemsize} bytes")
+        return tiles.allocated(parts)
 
 
 def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:

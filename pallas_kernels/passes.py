@@ -23,14 +23,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-SMEM_BYTES = 232_448  # What one CTA may take on Hopper.
-MAX_EXTENT = 256  # What one TMA copy moves along one axis.
+from pallas_kernels.tiles import MAX_COPY, SMEM_ALIGNMENT, allocated
+
 MAX_FEATURES = 16  # Of a unit, in the registers of a thread.
 MAX_WEIGHTS = 64  # The same.
 _MAX_CUTS = 8  # Ways to cut a chain that are looked at closely.
 _TMA_BYTES = 16  # The innermost extent of a TMA copy is a multiple of this.
 _ROW_PADDINGS = (0, 1, 4)
-_ALIGNMENT = 1024  # Of an allocation in shared memory.
 _BANKS, _BANK_BYTES = 32, 4
 
 Shape = tuple[int, int, int, int]
@@ -188,7 +187,7 @@ class Plan:
         parts = [tile.num_bytes for tile in self.tiles]
         parts[0] *= stages
         parts += [8 * stages, 8]  # Barriers.
-        return sum(-(-part // _ALIGNMENT) * _ALIGNMENT for part in parts)
+        return allocated(parts)
 
     @property
     def wavefronts(self) -> int:
@@ -248,7 +247,7 @@ def _tiles(
             f"radix: TMA moves runs of whole {_TMA_BYTES} bytes, but feature-first "
             f"tiles of {rows} rows have runs of {rows * min(itemsizes)}"
         )
-    digits = _digits(works, max_extent=MAX_EXTENT if rows_last else None)
+    digits = _digits(works, max_extent=MAX_COPY if rows_last else None)
     return [
         Tile(digits[0], rows, itemsizes[0], rows_last),
         *(Tile(made, rows, 4, rows_last) for made in digits[1:-1]),
@@ -283,7 +282,7 @@ def _plan(
         )
     for index in range(1, len(tiles) - 1):
         left = smem_bytes - Plan(tuple(tiles), ()).smem_bytes(stages)
-        most = tiles[index].num_bytes + left // _ALIGNMENT * _ALIGNMENT
+        most = tiles[index].num_bytes + left // SMEM_ALIGNMENT * SMEM_ALIGNMENT
         tiles[index] = _padded(tiles, index, ends, warpgroups, most)
     steps = (_step(*end, tiles, warpgroups) for end in ends)
     return Plan(tuple(tiles), tuple(steps))

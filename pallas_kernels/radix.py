@@ -70,11 +70,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, passes, tuned
+from pallas_kernels import arguments, compat, passes, tiles, tuned
 from pallas_kernels.chips import H200
 from pallas_kernels.epilogue import Activation, activate
 
-DTYPES = ("float32", "bfloat16", "float16")
 _MAX_TMA_AXES = 5
 _ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
 
@@ -102,9 +101,9 @@ class Config:
             value = getattr(self, field.name)
             if value < 1:
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
-        if self.rows > passes.MAX_EXTENT:
+        if self.rows > tiles.MAX_COPY:
             raise ValueError(
-                f"Config: rows must be at most {passes.MAX_EXTENT}, got {self.rows}"
+                f"Config: rows must be at most {tiles.MAX_COPY}, got {self.rows}"
             )
         if self.warpgroups not in (1, 2, 4):
             raise ValueError(
@@ -143,7 +142,7 @@ def default_config(
         the smallest one does not.
     """
     del precision
-    types = _types(dtype, out_dtype)
+    types = arguments.check_dtypes("radix", dtype, out_dtype)
     fixed = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in shapes)
     weights = types[0].itemsize * sum(math.prod(shape) for shape in fixed)
     n_in = math.prod(fixed[-1]) // fixed[-1][1]
@@ -213,7 +212,7 @@ def radix(
     """
     compat.canonicalize_precision(precision)
     shapes, batch, n_out = arguments.check("radix", x, factors, bias, axis)
-    types = _types(x.dtype, out_dtype)
+    types = arguments.check_dtypes("radix", x.dtype, out_dtype)
     y_shape = (batch, n_out) if axis == -1 else (n_out, batch)
     if batch == 0:
         return jnp.zeros(y_shape, types[1])
@@ -230,14 +229,6 @@ def radix(
     return y.reshape(y_shape)
 
 
-def _types(
-    dtype: jax.typing.DTypeLike, out_dtype: jax.typing.DTypeLike | None
-) -> tuple[jnp.dtype, jnp.dtype]:
-    x = arguments.check_dtype("radix", "the dtype", dtype, DTYPES)
-    y = dtype if out_dtype is None else out_dtype
-    return x, arguments.check_dtype("radix", "out_dtype", y, DTYPES)
-
-
 def _plan(
     shapes: tuple[passes.Shape, ...],
     types: tuple[jnp.dtype, jnp.dtype],
@@ -252,7 +243,7 @@ def _plan(
         itemsizes=(types[0].itemsize, types[1].itemsize),
         rows_last=axis == 0,
         smem_bytes=min(
-            passes.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
+            tiles.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
         ),
     )
 

@@ -8,12 +8,11 @@ activation is padded.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 SMEM_BYTES = 232_448  # What one CTA may take on Hopper.
-MAX_BLOCK = 256  # What one TMA copy moves along one axis.
+MAX_COPY = 256  # What one TMA copy moves along one axis.
 MMA_K = 16
-SWIZZLES = (128, 64, 32)  # Bytes.
 SMEM_ALIGNMENT = 1024  # Of an allocation in shared memory.
 
 Shape = tuple[int, int, int, int]
@@ -76,37 +75,22 @@ def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
       mma: the tile.
 
     Returns:
-      Factors of blocks no larger than `MAX_BLOCK`, the smallest first.
+      Factors of blocks no larger than `MAX_COPY`, the smallest first.
     """
     a, b, c, d = shape
     found = []
     for u in divisors(a):
         for v in divisors(d):
             g = u * v
-            fits = max(b, c) * g <= MAX_BLOCK
+            fits = max(b, c) * g <= MAX_COPY
             if fits and not (c * g % MMA_K or b * g % mma.n):
                 found.append(Factor(a // u, b * g, c * g, d // v, u, v))
     return tuple(sorted(found, key=lambda factor: factor.num_weights))
 
 
-def panel(extent: int, num_bytes: int) -> int:
-    """Entries of one panel of a slab: what TMA swizzles is 128, 64 or 32 bytes wide.
-
-    A slab is cut along its contiguous axis into panels as wide as one swizzle, so that
-    any eight rows that an 8 × 8 matrix is loaded from lie in different banks.
-
-    Args:
-      extent: entries of the slab's contiguous axis.
-      num_bytes: of an entry.
-
-    Returns:
-      The widest panel that divides the extent; 16 bytes, not swizzled, if none does.
-    """
-    return next(
-        size // num_bytes
-        for size in (*SWIZZLES, 16, num_bytes)
-        if extent * num_bytes % size == 0
-    )
+def allocated(sizes: Iterable[int]) -> int:
+    """Bytes of shared memory that allocations of these sizes take, each aligned."""
+    return sum(-(-size // SMEM_ALIGNMENT) * SMEM_ALIGNMENT for size in sizes)
 
 
 def divisors(n: int) -> Iterator[int]:

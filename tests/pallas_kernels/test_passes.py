@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import butterjax as bj
-from pallas_kernels import passes
+from pallas_kernels import passes, tiles
 from tests import reference
 
 RADIX_2 = bj.Chain.square_dyadic(1024).shapes
@@ -31,7 +31,7 @@ def plan(shapes, rows, *, rows_last=False, warpgroups=2):
         stages=1,
         itemsizes=(4, 4),
         rows_last=rows_last,
-        smem_bytes=passes.SMEM_BYTES,
+        smem_bytes=tiles.SMEM_BYTES,
     )
 
 

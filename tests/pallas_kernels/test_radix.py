@@ -171,7 +171,11 @@ def test_exports_for_a_gpu_from_any_machine(axis):
 @pytest.mark.parametrize(
     ("call", "axis", "reason"),
     [
-        (arrays(DYADIC, dtype="complex64"), -1, "dtype must be one of .* complex64"),
+        (
+            arrays(DYADIC, dtype="complex64"),
+            -1,
+            "dtype of x must be one of .* complex64",
+        ),
         (arrays([(1, 16, 16, 1)]), -1, "shape .1, 16, 16, 1. does not fit a thread"),
         (arrays([(1, 3, 5, 2)]), -1, "rows of whole 16 bytes"),
         (arrays(DYADIC, batch=30, axis=0), 0, "rows of whole 16 bytes"),
