@@ -24,6 +24,7 @@ _MANY = 32_768  # Vectors of a batch that fills the chip.
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 Kernel = Literal["chain", "factor", "radix"]
+Config = chain.Config | factor.Config | radix.Config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,11 +36,13 @@ class Launch:
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product, one for each factor of the launch.
       chain: patterns of the factors that are launched.
+      config: the kernel's configuration.
     """
 
     kernel: Kernel
     partition: tuple[int, ...]
     chain: Chain
+    config: Config
 
     def __str__(self) -> str:
         given = sum(self.partition)
@@ -84,13 +87,13 @@ def plan_launches(
         raise ValueError(f"plan_launches: batch must be at least 1, got {batch}")
     if _is_exact_and_small(patterns, dtype, precision):
         try:
-            radix.default_config(
+            exact = radix.default_config(
                 patterns.shapes, dtype, batch, axis=axis, out_dtype=out_dtype
             )
         except NotImplementedError:
             pass  # Other kernels are as exact.
         else:
-            return (Launch("radix", (1,) * len(patterns), patterns),)
+            return (Launch("radix", (1,) * len(patterns), patterns, exact),)
     kernel_for = functools.partial(
         _kernel_for, dtype=jnp.dtype(dtype), batch=batch, axis=axis, precision=precision
     )
@@ -101,6 +104,9 @@ def plan_launches(
             plans.append(_longest_runs(patterns, partition, kernel_for, result))
         except NotImplementedError as error:
             reasons.append(error)
+        else:
+            if len(plans[-1]) == 1:
+                break  # No other way takes fewer.
     if not plans:
         raise reasons[-1]
     return min(plans, key=len)
@@ -117,7 +123,7 @@ def _is_exact_and_small(
 def _longest_runs(
     patterns: Chain,
     partition: tuple[int, ...],
-    kernel_for: Callable[..., Kernel],
+    kernel_for: Callable[..., tuple[Kernel, Config]],
     out_dtype: jnp.dtype,
 ) -> tuple[Launch, ...]:
     """Launches for one partition, each as long as a kernel takes."""
@@ -129,22 +135,28 @@ def _longest_runs(
         for start in range(stop):
             run = Chain(whole.patterns[start:stop])
             try:
-                kernel = kernel_for(run.shapes, out_dtype=None if start else out_dtype)
+                kernel, config = kernel_for(
+                    run.shapes, out_dtype=None if start else out_dtype
+                )
             except NotImplementedError:
                 if start == stop - 1:
                     raise
             else:
-                made.append(Launch(kernel, partition[start:stop], run))
+                made.append(Launch(kernel, partition[start:stop], run, config))
                 stop = start
                 break
     return tuple(reversed(made))
 
 
-def _kernel_for(shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any) -> Kernel:
-    """The kernel for factors that share a launch; raises if they should not."""
+def _kernel_for(
+    shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any
+) -> tuple[Kernel, Config]:
+    """The kernel for factors that share a launch, configured; raises if there is none.
+
+    Nor should they share one where that takes clearly longer.
+    """
     if len(shapes) == 1:
-        factor.default_config(shapes[0], dtype, **kwargs)
-        return "factor"
+        return "factor", factor.default_config(shapes[0], dtype, **kwargs)
     config = chain.default_config(shapes, dtype, **kwargs)
     together = chain.predicted_seconds(
         shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
@@ -156,7 +168,7 @@ def _kernel_for(shapes: Shapes, *, dtype: jnp.dtype, **kwargs: Any) -> Kernel:
             f"chain: {shapes} should take {together / apart:.1f} times as long in one "
             "launch as HBM needs for the factors one by one"
         )
-    return "chain"
+    return "chain", config
 
 
 def collapse(patterns: Chain, max_block: int) -> tuple[int, ...]:

@@ -62,14 +62,13 @@ def pallas_chain(
                 apply = functools.partial(factor, x, *weights)
             case "radix":
                 apply = functools.partial(radix, x, weights)
-        if index > 0:
-            x = apply(axis=axis, precision=precision)
-        else:
-            x = apply(
-                axis=axis,
-                bias=bias,
-                activation=activation,
-                out_dtype=preferred_element_type,
-                precision=precision,
-            )
+        last = index == 0
+        x = apply(
+            axis=axis,
+            bias=bias if last else None,
+            activation=activation if last else None,
+            out_dtype=preferred_element_type if last else None,
+            config=launch.config,
+            precision=precision,
+        )
     return x

@@ -18,7 +18,7 @@ shapes and dtypes alone.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 
@@ -136,18 +136,11 @@ def with_epilogue(function: Implementation) -> FusedImplementation:
         factors: tuple[jax.Array, ...],
         *,
         axis: FeatureAxis,
-        precision: jax.lax.PrecisionLike,
-        preferred_element_type: jax.typing.DTypeLike,
         bias: jax.Array | None,
         activation: Activation | None,
+        **options: Any,
     ) -> jax.Array:
-        y = function(
-            x,
-            factors,
-            axis=axis,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
+        y = function(x, factors, axis=axis, **options)
         if bias is None and activation is None:
             return y
         wide = y.astype(accumulation_dtype(y.dtype, y.dtype))

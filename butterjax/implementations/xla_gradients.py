@@ -6,12 +6,9 @@ from typing import Any
 import jax
 
 from butterjax.implementations.einsum import einsum
-from butterjax.implementations.registry import (
-    FeatureAxis,
-    FusedImplementation,
-    with_epilogue,
-)
-from pallas_kernels.epilogue import Activation
+from butterjax.implementations.registry import FusedImplementation, with_epilogue
+
+_formula = with_epilogue(einsum)
 
 
 def with_xla_gradients(kernel: FusedImplementation) -> FusedImplementation:
@@ -21,51 +18,19 @@ def with_xla_gradients(kernel: FusedImplementation) -> FusedImplementation:
     those again. Its own derivatives are XLA's too. There are none in forward mode.
     """
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-    def apply(
-        x: jax.Array,
-        factors: tuple[jax.Array, ...],
-        bias: jax.Array | None,
-        axis: FeatureAxis,
-        precision: jax.lax.PrecisionLike,
-        preferred_element_type: jax.typing.DTypeLike,
-        activation: Activation | None,
-    ) -> jax.Array:
-        return kernel(
-            x,
-            factors,
-            axis=axis,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-            bias=bias,
-            activation=activation,
-        )
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def apply(options: dict[str, Any], x: Any, factors: Any, bias: Any) -> jax.Array:
+        return kernel(x, factors, bias=bias, **options)
 
-    def forward(x: Any, factors: Any, bias: Any, *static: Any) -> tuple[jax.Array, Any]:
-        return apply(x, factors, bias, *static), (x, factors, bias)
+    def forward(options: dict[str, Any], *operands: Any) -> tuple[jax.Array, Any]:
+        return apply(options, *operands), operands
 
-    def backward(
-        axis: FeatureAxis,
-        precision: jax.lax.PrecisionLike,
-        preferred_element_type: jax.typing.DTypeLike,
-        activation: Activation | None,
-        saved: Any,
-        dy: jax.Array,
-    ) -> tuple[jax.Array, Any, Any]:
+    def backward(options: dict[str, Any], operands: Any, dy: jax.Array) -> Any:
         def formula(x: Any, factors: Any, bias: Any) -> jax.Array:
-            return with_epilogue(einsum)(
-                x,
-                factors,
-                axis=axis,
-                precision=precision,
-                preferred_element_type=preferred_element_type,
-                bias=bias,
-                activation=activation,
-            )
+            return _formula(x, factors, bias=bias, **options)
 
-        _, pull_back = jax.vjp(formula, *saved)
-        dx, dfactors, dbias = pull_back(dy)
-        return dx, dfactors, dbias
+        _, pull_back = jax.vjp(formula, *operands)
+        return pull_back(dy)
 
     apply.defvjp(forward, backward)
 
@@ -74,15 +39,10 @@ def with_xla_gradients(kernel: FusedImplementation) -> FusedImplementation:
         x: jax.Array,
         factors: tuple[jax.Array, ...],
         *,
-        axis: FeatureAxis,
-        precision: jax.lax.PrecisionLike,
-        preferred_element_type: jax.typing.DTypeLike,
         bias: jax.Array | None,
-        activation: Activation | None,
+        **options: Any,
     ) -> jax.Array:
-        y: jax.Array = apply(
-            x, factors, bias, axis, precision, preferred_element_type, activation
-        )
+        y: jax.Array = apply(options, x, factors, bias)
         return y
 
     return with_keywords
