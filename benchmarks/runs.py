@@ -9,6 +9,7 @@ started again in the same way.
 import dataclasses
 import datetime
 import pathlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -73,7 +74,16 @@ def start(main: Callable[[], int]) -> None:
         return main()
 
     logging.set_verbosity(logging.WARNING)  # Not JAX's search for devices.
+    show_flags()
     app.run(checked)
+
+
+def show_flags() -> None:
+    """Has --help show the flags that other modules here defined for this program."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("benchmarks."):
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,3 +192,6 @@ def test_help_shows_examples_and_forms():
     shown = run("--help").stdout
     for words in ("--chain=monarch:768x3072", "square_dyadic:N", "--output_dir"):
         assert words in shown
+    # Flags that another module defines for the program, and all programs have.
+    for flag in ("--chain: ", "--batch: ", "--time_limit: ", "--[no]resume: "):
+        assert f"  {flag}" in shown
