@@ -23,9 +23,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import (
     attempts,
@@ -49,21 +47,12 @@ from pallas_kernels import pieces, tuned
 _TASK_SECONDS = 600.0
 
 
-def _check_chains(specs: Sequence[str]) -> bool:
-    try:
-        return cases.can_parse(specs)
-    except ValueError as error:
-        raise flags.ValidationError(str(error)) from error
-
-
 def define_flags() -> None:
     """Defines the flags; only where this is the program, so that others may import."""
-    flags.DEFINE_multi_string(
-        "chain",
-        list(suite_cases.CHAINS),
-        f"Chain to tune for; may be given several times. {cases.SPEC_HELP}.",
+    cases.define_flag(
+        suite_cases.CHAINS,
+        "Chain to tune for; may be given several times.",
     )
-    flags.register_validator("chain", _check_chains)
     flags.DEFINE_multi_enum(
         "kernel", list(kernels.KERNELS), list(kernels.KERNELS), "Kernels to tune."
     )
@@ -251,7 +240,7 @@ def main() -> int:
         return runs.FAILED
     by_key = results.latest(outcome.rows)
     best: list[tuned.Entry] = []
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = tables.plain()
     for heading in ("", "tried", "µs", "rule ÷ best", "fastest"):
         table.add_column(heading)
     for problem, found in todo:

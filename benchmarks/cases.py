@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from absl import flags
+
 import butterjax as bj
 
 # Layers of the networks in arXiv 2405.15013, section 5 and its public code.
@@ -57,6 +59,24 @@ def _collapse(chain: bj.Chain, num_factors: int) -> bj.Chain:
         )
     least, longer = divmod(len(chain), num_factors)
     return chain.fuse([least + (i < longer) for i in range(num_factors)])
+
+
+def define_flag(default: Sequence[str], purpose: str) -> None:
+    """Defines the flag --chain, which may be given several times.
+
+    Args:
+      default: specs; if there are none, none need be given.
+      purpose: what the chains are for.
+    """
+
+    def check(specs: Sequence[str]) -> bool:
+        try:
+            return can_parse(specs) or not default
+        except ValueError as error:
+            raise flags.ValidationError(str(error)) from error
+
+    flags.DEFINE_multi_string("chain", list(default), f"{purpose} {SPEC_HELP}.")
+    flags.register_validator("chain", check)
 
 
 def can_parse(specs: Sequence[str]) -> bool:

@@ -19,7 +19,6 @@ added to as it goes) and a plot (chains.png).
 from collections.abc import Sequence
 
 from absl import flags
-from rich.console import Console
 
 import butterjax as bj
 from benchmarks import cases, figures, layers, runs, tables
@@ -73,19 +72,10 @@ def select(sizes: Sequence[int], families: Sequence[str]) -> dict[str, bj.Chain]
 
 
 def main() -> int:
-    console = Console()
     chains = select(flags.FLAGS.n, flags.FLAGS.family)
-    outcome = layers.carry_out(chains, "chains", console)
-    if outcome is None:
-        return runs.FAILED
-    rows = outcome.rows
-    if rows:
-        console.print(tables.compare(rows))
-        console.print(tables.overview(rows))
-        plot = outcome.path.with_suffix(".png")
-        figures.compare(rows, plot)
-        console.print(f"plot: {plot}", soft_wrap=True)
-    return runs.finish(outcome, tables.problems(rows), console)
+    return layers.main(
+        chains, "chains", (tables.compare, tables.overview), figures.compare
+    )
 
 
 if __name__ == "__main__":

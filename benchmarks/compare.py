@@ -13,47 +13,26 @@ Prints a table, and writes into --output_dir one JSON line per measurement
 goes on where it was, if it is started again in the same way.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
-from rich.console import Console
 
 from benchmarks import cases, figures, layers, runs, tables
 
 
-def _check_chains(specs: Sequence[str]) -> bool:
-    try:
-        return cases.can_parse(specs)
-    except ValueError as error:
-        raise flags.ValidationError(str(error)) from error
-
-
 def define_flags() -> None:
     """Defines the flags; only where this is the program, so that others may import."""
-    flags.DEFINE_multi_string(
-        "chain",
-        list(cases.DEFAULT_SPECS),
-        f"Chain to measure; may be given several times. {cases.SPEC_HELP}.",
+    cases.define_flag(
+        cases.DEFAULT_SPECS,
+        "Chain to measure; may be given several times.",
     )
-    flags.register_validator("chain", _check_chains)
     layers.define_flags(batch=512, time_limit=1.5)
     runs.define_flags("results/compare")
 
 
 def main() -> int:
-    console = Console()
     chains = {spec: cases.parse_chain(spec) for spec in flags.FLAGS.chain}
-    outcome = layers.carry_out(chains, "compare", console)
-    if outcome is None:
-        return runs.FAILED
-    rows = outcome.rows
-    if rows:
-        console.print(tables.compare(rows))
-        console.print(tables.summary(rows))
-        plot = outcome.path.with_suffix(".png")
-        figures.compare(rows, plot)
-        console.print(f"plot: {plot}", soft_wrap=True)
-    return runs.finish(outcome, tables.problems(rows), console)
+    return layers.main(
+        chains, "compare", (tables.compare, tables.summary), figures.compare
+    )
 
 
 if __name__ == "__main__":

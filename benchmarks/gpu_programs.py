@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from benchmarks import aot, results, workloads
 from benchmarks.cases import parse_chain
 from benchmarks.environment import Environment
+from benchmarks.tables import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +257,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         groups.setdefault(row.workload.name, []).append(row)
     width = max((len(_label(row)) for row in rows), default=0)
     for title, group in groups.items():
-        shown = Table(
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+        shown = plain(
             show_edge=False,
             title=title,
             title_justify="left",
@@ -314,7 +312,7 @@ def _cells(facts: aot.Facts) -> Iterator[str]:
 
 def instructions(rows: Sequence[Row]) -> Table:
     """Of each hand-written kernel, which instructions it has, and how many."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = plain()
     for heading in ("kernel", "instructions", "loads and stores of a thread"):
         shown.add_column(heading)
     for row in rows:

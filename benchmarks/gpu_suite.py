@@ -35,7 +35,6 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from absl import flags
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -269,7 +268,7 @@ def report(
             f"products {products} TFLOP/s",
             soft_wrap=True,
         )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = tables.plain()
     for heading in ("target", "at least", "", "measured"):
         table.add_column(heading)
     wanted = targets.targets(flags.FLAGS.factors)
@@ -285,9 +284,7 @@ def report(
 
 def overview(rows: Sequence[results.Row], of_run: Mapping[str, targets.Rates]) -> Table:
     """The best kernel on each workload, against XLA's best and the ceilings."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = tables.plain(
         caption="µs: median of the best kernel; copy, products: the share of the time "
         "that the floor's bytes, and the chain's operations, take at the ceilings",
     )

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 import butterjax as bj
 from benchmarks import layers, patterns, runs, tables
@@ -83,14 +82,8 @@ def select(subset: str, wanted: Sequence[str]) -> dict[str, bj.Chain]:
 
 
 def main() -> int:
-    console = Console()
     chains = select(flags.FLAGS.subset, flags.FLAGS.patterns)
-    outcome = layers.carry_out(chains, "ks_grid", console)
-    if outcome is None:
-        return runs.FAILED
-    if outcome.rows:
-        console.print(tables.overview(outcome.rows))
-    return runs.finish(outcome, tables.problems(outcome.rows), console)
+    return layers.main(chains, "ks_grid", (tables.overview,))
 
 
 if __name__ == "__main__":

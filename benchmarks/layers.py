@@ -1,14 +1,15 @@
 """Layers measured side by side: flags, tasks and rows of the programs that do so."""
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 from absl import flags
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import results, runs, workloads
+from benchmarks import results, runs, tables, workloads
 from benchmarks.environment import Environment, memory_bytes
 from benchmarks.side_by_side import Candidate, Outcome, measure_candidates
 from butterjax.numerics import tolerance
@@ -81,10 +82,40 @@ def planned(chains: Mapping[str, bj.Chain]) -> Iterator[workloads.Workload]:
         yield workloads.Workload(case, chain, batch, dtype, layout, direction)
 
 
-def carry_out(
+def main(
+    chains: Mapping[str, bj.Chain],
+    name: str,
+    summaries: Sequence[Callable[[Sequence[results.Row]], object]],
+    plot: Callable[[Sequence[results.Row], pathlib.Path], None] | None = None,
+) -> int:
+    """Measures chains as the flags say, and shows what came out.
+
+    Args:
+      chains: by how a flag would spell them.
+      name: of the file of rows, and of the plot beside it.
+      summaries: what is printed of the rows.
+      plot: draws the rows into a file, if that is wanted.
+
+    Returns:
+      The exit status.
+    """
+    console = Console()
+    outcome = _carry_out(chains, name, console)
+    if outcome is None:
+        return runs.FAILED
+    if outcome.rows:
+        for summary in summaries:
+            console.print(summary(outcome.rows))
+        if plot is not None:
+            path = outcome.path.with_suffix(".png")
+            plot(outcome.rows, path)
+            console.print(f"plot: {path}", soft_wrap=True)
+    return runs.finish(outcome, tables.problems(outcome.rows), console)
+
+
+def _carry_out(
     chains: Mapping[str, bj.Chain], name: str, console: Console
 ) -> runs.Outcome[results.Row] | None:
-    """Measures chains as the flags say; see `benchmarks.runs.carry_out`."""
     environment = Environment.now()
     console.print(f"on {environment.device}", style="bold")
     limit = flags.FLAGS.max_bytes or int(memory_bytes() * _SHARE_OF_MEMORY)

@@ -22,12 +22,11 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 from absl import flags
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import butterjax as bj
-from benchmarks import models, network_rows, results, runs, workloads
+from benchmarks import models, network_rows, results, runs, tables, workloads
 from benchmarks.environment import Environment
 from benchmarks.network_rows import DEFAULT, DENSE_LAYERS, MODES, Row, Workload
 
@@ -132,9 +131,7 @@ def task(
 
 def table(rows: Sequence[Row]) -> Table:
     """Latency, throughput, size and memory of each network."""
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    shown = tables.plain(
         caption="ms: median; ±: half the interquartile range, ~ where noisy; peak: "
         "memory, by XLA's analysis; error: against float64",
     )

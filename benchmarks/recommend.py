@@ -19,12 +19,11 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from absl import app, flags, logging
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import butterjax as bj
-from benchmarks import cases, workloads
+from benchmarks import cases, runs, tables, workloads
 from benchmarks.environment import Environment
 from benchmarks.reporting import words
 from benchmarks.reporting.groups import groups
@@ -36,13 +35,6 @@ _DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 _SHIPPED = pathlib.Path(__file__).parent / "results"
 _WRITTEN = pathlib.Path("results")  # By compare, ks_grid and chains, by default.
 _PROGRAMS = ("compare", "ks_grid", "chains")
-
-
-def _check_chains(specs: Sequence[str]) -> bool:
-    try:
-        return not specs or cases.can_parse(specs)
-    except ValueError as error:
-        raise flags.ValidationError(str(error)) from error
 
 
 def define_flags() -> None:
@@ -73,13 +65,11 @@ def define_flags() -> None:
         "Name of the device, or a part of it, as in the rows; this machine's if not "
         "given.",
     )
-    flags.DEFINE_multi_string(
-        "chain",
-        [],
+    cases.define_flag(
+        (),
         "Choose among this chain, and others given in the same way, only; else among "
-        f"all that can take the place of a dense layer. {cases.SPEC_HELP}.",
+        "all that can take the place of a dense layer.",
     )
-    flags.register_validator("chain", _check_chains)
 
 
 def result_files(named: Sequence[str]) -> list[pathlib.Path]:
@@ -107,7 +97,7 @@ def device_named(wanted: str, known: Iterable[str]) -> str:
 
 def table(found: Recommendation) -> Table:
     """All options, the fastest first."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = tables.plain()
     shown.add_column("", no_wrap=True)
     shown.add_column("chain", overflow="fold")
     for heading in ("ms", "÷ dense layer", "weights", "peak memory"):
@@ -214,5 +204,6 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
+    runs.show_flags()
     logging.set_verbosity(logging.WARNING)  # Not JAX's search for devices.
     app.run(main)

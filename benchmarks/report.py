@@ -16,11 +16,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import files
+from benchmarks import files, tables
 from benchmarks.reporting import (
     changes,
     groups,
@@ -108,7 +107,7 @@ def make_page(
 
 def wins(members: Sequence[Group]) -> Table:
     """For the terminal: who is the fastest how often, in one stratum."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = tables.plain()
     table.add_column("", no_wrap=True)
     for heading in ("fastest", "ahead of dense", "median speed-up over dense"):
         table.add_column(heading, justify="right")

@@ -3,12 +3,18 @@
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from benchmarks.results import Row
 from benchmarks.workloads import DENSE_LAYER, Workload
+
+
+def plain(**options: Any) -> Table:
+    """An empty table in the style of all of them; options are those of rich's Table."""
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
 
 
 def by_workload(rows: Iterable[Row]) -> list[list[Row]]:
@@ -47,9 +53,7 @@ def titles(rows: Iterable[Row]) -> dict[Workload, str]:
 
 def compare(rows: Sequence[Row]) -> Table:
     """Times, ratios to the dense layer and to the best, and errors."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = plain(
         caption="* is what implementation=None takes. ms: median; ±: half the "
         "interquartile range, ~ where noisy; error: relative, against float64",
     )
@@ -87,9 +91,7 @@ def overview(rows: Sequence[Row]) -> Table:
         group[0].workload: min(group, key=lambda row: row.median)
         for group in by_workload(rows)
     }
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = plain(
         caption="÷: median over the workloads; fastest: of all, the dense layer among "
         "them; moved: share of the bytes written that transposes and copies write",
     )

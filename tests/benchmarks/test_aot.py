@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aot, hlo, ptx
+from benchmarks import aot, hlo
+from tests.benchmarks.kernel_facts import KERNEL
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -21,17 +22,6 @@ needs_compiler = pytest.mark.skipif(
 
 LAUNCH = hlo.Launch(
     "kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0, written_bytes=8
-)
-KERNEL = ptx.Kernel(
-    name="body_0",
-    registers=40,
-    stack_bytes=0,
-    spill_store_bytes=0,
-    spill_load_bytes=0,
-    shared_bytes=131072,
-    operations={"mma.sync": 8},
-    accesses={},
-    warnings=(),
 )
 FACTS = aot.Facts((LAUNCH,), aot.Memory(8, 8, 0, 16), (KERNEL,))
 

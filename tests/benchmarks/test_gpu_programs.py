@@ -6,24 +6,13 @@ import pytest
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, hlo, jsonl, ptx, workloads
+from benchmarks import aot, gpu_programs, hlo, jsonl, workloads
 from benchmarks.environment import Environment
+from tests.benchmarks.kernel_facts import KERNEL
 
 ENVIRONMENT = Environment("2026-01-01T00:00:00+00:00", "a device", {}, None, None)
 WORKLOAD = workloads.Workload(
     "monarch:16x16", bj.Chain.monarch(16, 16), 8, "float32", "feature_last", "forward"
-)
-
-KERNEL = ptx.Kernel(
-    name="body_0",
-    registers=40,
-    stack_bytes=0,
-    spill_store_bytes=0,
-    spill_load_bytes=0,
-    shared_bytes=131072,
-    operations={"mma.sync": 8},
-    accesses={"shared load, 16 bytes": 3},
-    warnings=(),
 )
 
 
