@@ -18,6 +18,14 @@ being a multiple of 8 features. Runs are padded to an odd number of rows, and ro
 an odd number of 16-byte units: then any eight features that an 8 × 8 matrix is loaded
 from, neighbours or of one block, lie in different banks. Where d is no multiple of 8,
 a run holds several inputs of a block, `interleave`; the weights are put in that order.
+
+Weights arrive in one of three ways:
+
+*fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
+*arranged*  resident weights of d > 1: threads read them from w, neighbours along d with
+            one load, and write them where they belong, in rows with padding. That is
+            done when a CTA comes to a block, once for all its vectors.
+*ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
 """
 
 import dataclasses
@@ -30,9 +38,11 @@ from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
+Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
-_PAD = 8  # Vectors of padding of a row of the turned buffer.
+_PAD = 8  # Entries of padding of a row of the turned buffer, and of arranged weights.
+HELD = 64  # Weights that a thread holds while it arranges them.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class Config:
       batch_first: whether the batch is walked through block by block, with few
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
-        CTA walks through the batch; needs batch_first, and features not below b.
+        CTA walks through the batch; needs batch_first.
     """
 
     rows: int = 64
@@ -223,11 +233,47 @@ class Tiling:
         return (config.depth, config.rows, config.blocks)
 
     @property
+    def arrival(self) -> Arrival:
+        """How weights come to lie in shared memory as the product reads them."""
+        factor = self.factor
+        merged = factor.merged_a * factor.merged_d > 1
+        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
+            return "fetched"
+        if self.config.resident and not merged:
+            return "arranged"
+        return "ordered"
+
+    @property
+    def weight_width(self) -> int:
+        """Inputs by which weights are read at a time."""
+        return panel(self.config.depth // self.interleave, self.item_in)
+
+    @property
     def slab_weights(self) -> tuple[int, ...]:
-        """The same of the weights, (panels, blocks, features, width)."""
-        config = self.config
-        width = panel(config.depth // self.interleave, self.item_in)
+        """The same of the weights, (panels, blocks, features, width).
+
+        Where the kernel arranges them, one panel of all chunks: padded rows, not
+        swizzled.
+        """
+        config, width = self.config, self.weight_width
+        if self.arrival == "arranged":
+            width = self.chunks * config.depth + _PAD
+            return (1, config.blocks, config.features, width)
         return (config.depth // width, config.blocks, config.features, width)
+
+    @property
+    def arrangement(self) -> "Arrangement":
+        """How threads share the work where they arrange weights."""
+        config, s = self.config, self.interleave
+        rows, columns = self.factor.b // s, self.factor.c // s
+        # Units reach beyond no part of a warpgroup, and no chunk.
+        part, chunk = self.features // s, config.depth // s
+        if rows > part:
+            rows = math.gcd(rows, part)
+        if columns > chunk:
+            columns = math.gcd(columns, chunk)
+        run, d = self.run, self.interleave * self.factor.d
+        return arrangement(rows, columns, math.gcd(run, d), self.item_in)
 
     @property
     def weight_bytes(self) -> int:
@@ -237,7 +283,11 @@ class Tiling:
     @property
     def weight_stages(self) -> int:
         """How many of them there are."""
-        return self.chunks if self.config.resident else self.config.stages
+        if self.arrival == "arranged":
+            return self.feature_tiles
+        if self.config.resident:
+            return self.feature_tiles * self.chunks
+        return self.config.stages
 
     @property
     def slab_out(self) -> tuple[int, ...]:
@@ -261,7 +311,7 @@ class Tiling:
     @property
     def registers(self) -> int:
         """Registers per thread that sums and the operands of a chunk take, at most."""
-        width = self.slab_weights[-1]
+        width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
         if self.way == "flat":
             m, n = self.rows, self.features
@@ -285,7 +335,7 @@ class Tiling:
         config = self.config
         parts = [
             config.stages * self.stage_bytes,
-            self.chunks * self.weight_bytes * config.resident,
+            self.weight_stages * self.weight_bytes * config.resident,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -300,6 +350,51 @@ class Tiling:
                 )
         parts.append(1024)  # Barriers.
         return tiles.allocated(parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How a warpgroup moves a unit of weights, (rows, columns) of several blocks.
+
+    Attributes:
+      rows, columns: outputs and inputs of a unit.
+      vector: weights next to one another in w that one load takes.
+      warps: along rows and columns; others do the same work.
+      lanes: of a warp, the same.
+    """
+
+    rows: int
+    columns: int
+    vector: int
+    warps: tuple[int, int]
+    lanes: tuple[int, int]
+
+
+def arrangement(rows: int, columns: int, run: int, itemsize: int) -> Arrangement:
+    """Shares out weights, lanes along the inputs first, which are nearest in memory.
+
+    Args:
+      rows, columns: what units must divide.
+      run: weights next to one another that are taken, which begin at multiples of it.
+      itemsize: bytes of a weight.
+    """
+    vector = math.gcd(run, 16 // itemsize)
+    lanes_across = math.gcd(columns, 32)
+    lanes_down = math.gcd(rows, 32 // lanes_across)
+    warps_down = math.gcd(rows // lanes_down, 4)
+    warps_across = math.gcd(columns // lanes_across, 4 // warps_down)
+    down, across = warps_down * lanes_down, warps_across * lanes_across
+    held = max(1, HELD // vector)
+    times_across = max(n for n in tiles.divisors(columns // across) if n <= held)
+    held //= times_across
+    times_down = max(n for n in tiles.divisors(rows // down) if n <= held)
+    return Arrangement(
+        times_down * down,
+        times_across * across,
+        vector,
+        (warps_down, warps_across),
+        (lanes_down, lanes_across),
+    )
 
 
 def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:
@@ -397,8 +492,8 @@ def misfit(plan: Tiling) -> str | None:
             return f"depth must be a multiple of {16 * plan.interleave}"
     elif config.blocks > 1:
         return "blocks must be 1"
-    if config.resident and not (config.batch_first and plan.feature_tiles == 1):
-        return "resident weights need batch_first, and features of at least b"
+    if config.resident and not config.batch_first:
+        return "resident weights need batch_first"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features
