@@ -143,16 +143,21 @@ def stack_vector(parts: Sequence[jax.Array], layout: Any) -> jax.Array:
     return x
 
 
+def replicated(times: int) -> Any:
+    """An axis of `tiled_layout` along which so many warps, or lanes, hold the same."""
+    return Replicated(times)
+
+
 def tiled_layout(
     tiles: Sequence[Sequence[int]],
     *,
-    warp_dims: Sequence[int | Replicated],
-    lane_dims: Sequence[int | Replicated],
+    warp_dims: Sequence[Any],
+    lane_dims: Sequence[Any],
     vector_dim: int,
 ) -> Any:
     """`plgpu.Layout.TILED`, which by itself wants its tiling in canonical form.
 
-    A `Replicated` among the axes says how many warps, or lanes, hold the same.
+    Among the axes may be some that are `replicated`.
     """
     layout = TiledLayout(
         plgpu.Tiling(tuple(map(tuple, tiles))),

@@ -209,9 +209,7 @@ def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
     padding = plan.feature_tiles * plan.config.features - plan.factor.b
     blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
     if plan.interleave > 1:
-        blocks = factor_weights.interleave(
-            blocks, 1, plan.features, plan.interleave
-        )
+        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
     return blocks
 
 
@@ -322,10 +320,10 @@ class _Kernel:
         plan, config = self.plan, self.plan.config
         lag = self.lag
         mine = self.mine()
-        if plan.arrival == "arranged":
-            factor_weights.clear(self.w_slab, plan, self.deal)
         for serial in range(config.stages - lag):
             self.fetch(jnp.int32(serial))
+        if plan.arrival == "arranged":
+            factor_weights.clear(self.w_slab, plan, self.deal)
 
         def take_item(turn: jax.Array, carry: None) -> None:
             item = self.item_of(turn)
@@ -431,9 +429,7 @@ class _Kernel:
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":
-                factor_weights.arrange(
-                    self.w, item.block, self.w_slab, plan, self.deal
-                )
+                factor_weights.arrange(self.w, item.block, self.w_slab, plan, self.deal)
                 self.meet()
                 return
 

@@ -11,10 +11,9 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
-    HELD,
     Config,
     Tiling,
     Way,
@@ -125,7 +124,7 @@ def preparation(plan: Tiling) -> float:
         moved = plan.item_in * (given + factor.num_weights)
         return H200.launch_seconds + moved / H200.hbm
     # A CTA that waits for its weights does nothing else.
-    at_once = 128 * plan.config.warpgroups * HELD
+    at_once = 128 * plan.config.warpgroups * arrangement.HELD
     rounds = -(-factor.b * factor.c * plan.config.blocks // at_once)
     visits = _visits(plan)
     return (
@@ -134,6 +133,7 @@ def preparation(plan: Tiling) -> float:
     )
 
 
+_COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
 _SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
@@ -213,6 +213,8 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     overlap = 0.2 * (needs.l2 + needs.smem)
     total = busy + waiting + overlap + meeting + preparation(plan)
+    if plan.arrival == "ordered":
+        total *= _COPY
     return (total, config.warpgroups)
 
 

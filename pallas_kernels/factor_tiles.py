@@ -23,8 +23,8 @@ Weights arrive in one of three ways:
 
 *fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
 *arranged*  resident weights of d > 1: threads read them from w, neighbours along d with
-            one load, and write them where they belong, in rows with padding. That is
-            done when a CTA comes to a block, once for all its vectors.
+            one load, and write them where they belong. That is done when a CTA comes
+            to a block, once for all its vectors.
 *ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
 """
 
@@ -33,7 +33,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, tiles
 from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
@@ -41,8 +41,7 @@ Way = Literal["flat", "columns", "turned"]
 Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
-_PAD = 8  # Entries of padding of a row of the turned buffer, and of arranged weights.
-HELD = 64  # Weights that a thread holds while it arranges them.
+_PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,9 +238,22 @@ class Tiling:
         merged = factor.merged_a * factor.merged_d > 1
         if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
             return "fetched"
-        if self.config.resident and not merged:
+        if self.config.resident and not merged and self.units is not None:
             return "arranged"
         return "ordered"
+
+    @property
+    def units(self) -> tuple[arrangement.Units, ...] | None:
+        """In what units weights are arranged, if sizes allow it."""
+        factor, s = self.factor, self.interleave
+        return arrangement.units(
+            factor.b // s,
+            self.features // s,
+            factor.c // s,
+            self.weight_width,
+            math.gcd(self.run, s * factor.d),
+            self.item_in,
+        )
 
     @property
     def weight_width(self) -> int:
@@ -250,30 +262,9 @@ class Tiling:
 
     @property
     def slab_weights(self) -> tuple[int, ...]:
-        """The same of the weights, (panels, blocks, features, width).
-
-        Where the kernel arranges them, one panel of all chunks: padded rows, not
-        swizzled.
-        """
+        """The same of the weights, (panels, blocks, features, width)."""
         config, width = self.config, self.weight_width
-        if self.arrival == "arranged":
-            width = self.chunks * config.depth + _PAD
-            return (1, config.blocks, config.features, width)
         return (config.depth // width, config.blocks, config.features, width)
-
-    @property
-    def arrangement(self) -> "Arrangement":
-        """How threads share the work where they arrange weights."""
-        config, s = self.config, self.interleave
-        rows, columns = self.factor.b // s, self.factor.c // s
-        # Units reach beyond no part of a warpgroup, and no chunk.
-        part, chunk = self.features // s, config.depth // s
-        if rows > part:
-            rows = math.gcd(rows, part)
-        if columns > chunk:
-            columns = math.gcd(columns, chunk)
-        run, d = self.run, self.interleave * self.factor.d
-        return arrangement(rows, columns, math.gcd(run, d), self.item_in)
 
     @property
     def weight_bytes(self) -> int:
@@ -283,8 +274,6 @@ class Tiling:
     @property
     def weight_stages(self) -> int:
         """How many of them there are."""
-        if self.arrival == "arranged":
-            return self.feature_tiles
         if self.config.resident:
             return self.feature_tiles * self.chunks
         return self.config.stages
@@ -350,51 +339,6 @@ class Tiling:
                 )
         parts.append(1024)  # Barriers.
         return tiles.allocated(parts)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Arrangement:
-    """How a warpgroup moves a unit of weights, (rows, columns) of several blocks.
-
-    Attributes:
-      rows, columns: outputs and inputs of a unit.
-      vector: weights next to one another in w that one load takes.
-      warps: along rows and columns; others do the same work.
-      lanes: of a warp, the same.
-    """
-
-    rows: int
-    columns: int
-    vector: int
-    warps: tuple[int, int]
-    lanes: tuple[int, int]
-
-
-def arrangement(rows: int, columns: int, run: int, itemsize: int) -> Arrangement:
-    """Shares out weights, lanes along the inputs first, which are nearest in memory.
-
-    Args:
-      rows, columns: what units must divide.
-      run: weights next to one another that are taken, which begin at multiples of it.
-      itemsize: bytes of a weight.
-    """
-    vector = math.gcd(run, 16 // itemsize)
-    lanes_across = math.gcd(columns, 32)
-    lanes_down = math.gcd(rows, 32 // lanes_across)
-    warps_down = math.gcd(rows // lanes_down, 4)
-    warps_across = math.gcd(columns // lanes_across, 4 // warps_down)
-    down, across = warps_down * lanes_down, warps_across * lanes_across
-    held = max(1, HELD // vector)
-    times_across = max(n for n in tiles.divisors(columns // across) if n <= held)
-    held //= times_across
-    times_down = max(n for n in tiles.divisors(rows // down) if n <= held)
-    return Arrangement(
-        times_down * down,
-        times_across * across,
-        vector,
-        (warps_down, warps_across),
-        (lanes_down, lanes_across),
-    )
 
 
 def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:

@@ -17,8 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import compat
+from pallas_kernels.arrangement import Units
 from pallas_kernels.blocks import weight_blocks
-from pallas_kernels.factor_tiles import Arrangement, Tiling
+from pallas_kernels.factor_tiles import Tiling
 
 # Deals units of work out to the warpgroups.
 Deal = Callable[[int, Callable[[jax.Array], None]], None]
@@ -76,16 +77,10 @@ def panels(
       chunk: which of the chunks of inputs.
       stage: where the chunk is, if weights are not resident.
     """
-    config, width = plan.config, plan.weight_width
-    tile = jax.lax.div(feature, config.features)
-    count = config.depth // width
-    if plan.arrival == "arranged":
-        _, blocks, features, _ = plan.slab_weights
-        slab = slabs.at[tile, 0, pl.ds(0, blocks), pl.ds(0, features)]
-        starts = [chunk * config.depth + p * width for p in range(count)]
-        return [slab.at[:, :, pl.ds(start, width)] for start in starts]
-    at = tile * plan.chunks + chunk if config.resident else stage
-    return [slabs.at[at, p] for p in range(count)]
+    at = stage
+    if plan.config.resident:
+        at = jax.lax.div(feature, plan.config.features) * plan.chunks + chunk
+    return [slabs.at[at, p] for p in range(plan.slab_weights[0])]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
@@ -94,16 +89,16 @@ def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
     whole = plan.feature_tiles * config.features, plan.chunks * config.depth
     if whole == (factor.b, factor.c):
         return
-    _, blocks, *shape = plan.slab_weights
-    vector = next(n for n in (8, 4, 2, 1) if not shape[0] * shape[1] % (128 * n))
-    layout = plgpu.Layout.WG_STRIDED(tuple(shape), vec_size=vector)
+    count, blocks, *shape = plan.slab_weights
+    layout = plgpu.Layout.MMA_LHS(jnp.bfloat16, m_warps=config.m_warps)
 
     def take_unit(unit: jax.Array) -> None:
-        at, block = jax.lax.div(unit, blocks), jax.lax.rem(unit, blocks)
-        zeros = plgpu.layout_cast(jnp.zeros(shape, slabs.dtype), layout)
-        slabs.at[at, 0, block][...] = zeros
+        unit, block = _divmod(unit, blocks)
+        at, p = _divmod(unit, count)
+        zeros = jnp.zeros(shape, slabs.dtype)
+        slabs.at[at, p, block][...] = plgpu.layout_cast(zeros, layout)
 
-    deal(plan.weight_stages * blocks, take_unit)
+    deal(plan.weight_stages * count * blocks, take_unit)
 
 
 def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> None:
@@ -112,53 +107,58 @@ def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> N
     Args:
       w: in HBM, as `before_launch` returns it.
       block: the first block of the group.
-      slabs: (feature tiles, 1, blocks, features, all inputs and padding).
+      slabs: (feature tiles · chunks, panels, blocks, features, width).
       plan: the tiling.
       deal: deals units of work out to the warpgroups.
     """
-    config, factor, s = plan.config, plan.factor, plan.interleave
-    unit_of = plan.arrangement
-    layout = _layout(unit_of)
-    part, chunk_of = plan.features // s, config.depth // s
-    down = factor.b // s // unit_of.rows
-    across = factor.c // s // unit_of.columns
-    i, k = jax.lax.div(block, factor.d), jax.lax.rem(block, factor.d)
+    for units in plan.units or ():
+        _arrange(w, block, slabs, plan, deal, units)
+
+
+def _arrange(
+    w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal, units: Units
+) -> None:
+    config, s, width = plan.config, plan.interleave, plan.weight_width
+    layout, part_rows = _layout(units), plan.features // s
+    # Inputs that share a run are in panels one after the other.
+    panels_of = config.depth // s // width
+    i, k = _divmod(block, plan.factor.d)
 
     def take_unit(unit: jax.Array) -> None:
-        unit, row_of = jax.lax.div(unit, s), jax.lax.rem(unit, s)
-        row = jax.lax.div(unit, across) * unit_of.rows
-        column = jax.lax.rem(unit, across) * unit_of.columns
-        # The parts of a tile's outputs that belong to one warpgroup each.
-        tile, which = _divmod(jax.lax.div(row, part), config.split_features)
-        first = which * plan.features + row_of * part + jax.lax.rem(row, part)
-        chunk, start = _divmod(column, chunk_of)
-        start += chunk * config.depth
-        rows = pl.ds(first, unit_of.rows)
-        for n in range(0, s * config.blocks, unit_of.vector):
+        unit, start = _divmod(unit, units.parts.length // units.rows)
+        unit, row_of = _divmod(unit, s)
+        panel, part = _divmod(unit, units.parts.count)
+        panel, part = panel + units.panels.first, part + units.parts.first
+        tile, share = _divmod(part, config.split_features)
+        chunk, p = _divmod(panel, panels_of)
+        at, start = tile * plan.chunks + chunk, start * units.rows
+        rows = pl.ds(share * plan.features + row_of * part_rows + start, units.rows)
+        columns = pl.ds(0, units.panels.length)
+        for first in range(0, plan.run, units.vector):
             source = w.at[
                 i,
-                pl.ds(row, unit_of.rows),
+                pl.ds(part * part_rows + start, units.rows),
                 row_of,
-                pl.ds(column, unit_of.columns),
-                pl.ds(k + n, unit_of.vector),
+                pl.ds(panel * width, units.panels.length),
+                pl.ds(k + first, units.vector),
             ]
             value = plgpu.load(source, layout=layout, optimized=False)
-            for m, plane in enumerate(compat.unstack_vector(value)):
-                which_of, k_of = divmod(n + m, config.blocks)
-                columns = pl.ds(which_of * chunk_of + start, unit_of.columns)
-                slabs.at[tile, 0, k_of, rows, columns][...] = plane
+            for n, plane in enumerate(compat.unstack_vector(value)):
+                column_of, n_of = divmod(first + n, config.blocks)
+                at_panel = column_of * panels_of + p
+                slabs.at[at, at_panel, n_of, rows, columns][...] = plane
 
-    deal(s * down * across, take_unit)
+    deal(s * units.count, take_unit)
 
 
-def _layout(unit: Arrangement) -> Any:
+def _layout(units: Units) -> Any:
     """How a unit, (rows, columns, vector), lies in a warpgroup's registers."""
-    (warps_down, warps_across), lanes = unit.warps, unit.lanes
+    (warps_down, warps_across), lanes = units.warps, units.lanes
     block = (warps_down * lanes[0], warps_across * lanes[1])
     return compat.tiled_layout(
-        [(*block, unit.vector), (*lanes, unit.vector)],
-        warp_dims=(-6, -5, compat.Replicated(4 // (warps_down * warps_across))),
-        lane_dims=(-3, -2, compat.Replicated(32 // (lanes[0] * lanes[1]))),
+        [(*block, units.vector), (*lanes, units.vector)],
+        warp_dims=(-6, -5, compat.replicated(4 // (warps_down * warps_across))),
+        lane_dims=(-3, -2, compat.replicated(32 // (lanes[0] * lanes[1]))),
         vector_dim=-1,
     )
 
