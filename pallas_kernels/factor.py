@@ -21,19 +21,19 @@ bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
 registers when they become operands; any other x goes through the turned buffer in
 pieces.
 
-Nothing is permuted in HBM except weights, by XLA before the launch: not at all for
-d = 1, whose blocks are (a, b, c) already; else w is read and written once,
-2bc/(batch·(b + c)) of the bytes of x and y. Neighbours are merged into larger blocks
-where b or c is far below 16, or where d is none of 1, 2, 4 and multiples of 8 in a
-feature-last array.
+Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
+already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
+where that loses, XLA writes w in order before the launch: see `factor_weights`.
+Neighbours are merged into larger blocks where b or c is far below 16, or where d is
+none of 1, 2, 4 and multiples of 8 in a feature-last array; those, too, XLA writes.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + s·b·c / rows; no weights if they are resident. Runs of 8
-           neighbours (16 bytes of 32-byte sectors) count x twice.
+    L2     s·(T·c + b) + s·b·c / rows; nearly no weights if they are resident. Runs of
+           8 neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer

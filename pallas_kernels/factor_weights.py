@@ -1,11 +1,46 @@
 """How weights of the one-factor kernel arrive: what XLA does before, and threads after.
 
-See `factor_tiles` for the three ways. What arranging them costs, with s = itemsize: a
-CTA reads a block's weights when it comes to it, in sectors of 32 bytes, of which it
-needs only its own neighbours along d. That is b·c·min(s·d, max(32, s·blocks)) bytes
-from L2, for each CTA and each group of blocks it visits, a little more than one; then
-b·c·blocks stores of s bytes, without bank conflicts. XLA's order costs a launch more,
-2·s·a·b·c·d bytes of HBM and as many bytes of memory as w.
+    d = 1                 w in HBM ──TMA──▶ slab
+    d > 1, resident       w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
+    d > 1, streamed       w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
+
+*Fetched* weights need no order but their own. *Arranged* ones, with s = itemsize, cost
+a CTA b·c·min(s·d, max(32, s·blocks)) bytes of L2 whenever it comes to a group of
+blocks: whole sectors, of which it wants its own neighbours along d. CTAs take runs of
+items, so that happens `ctas` + a·d / blocks times in all, and while it does, a CTA only
+fetches x. In shared memory it is b·c·blocks stores of s bytes, a warp's in different
+banks. *Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of
+memory; but then any CTA streams tiles of them, as many times as it likes.
+
+Seconds · 10⁶ for each, by `factor_choice.preparation` with the best configuration of
+its kind, next to what HBM takes for x and y, for 16 bits and batch 25,088 (512).
+Predictions; a launch is taken for 3. In brackets, what the whole is predicted to take
+with arranged weights, as a multiple of what it takes with ordered ones.
+
+                                 x and y        arranged       ordered
+    (16, 16, 16, 16)   last    96    (2.0)    1.1   (1.0)    3.1   (3.1)  [0.98 (0.67)]
+                       first                  2.4   (2.3)    3.1   (3.1)  [0.99 (0.97)]
+    (1, 64, 64, 16)    last    24    (0.5)    4.8   (1.6)    3.1   (3.1)  [0.97 (0.90)]
+                       first                  4.4   (1.6)    3.1   (3.1)  [1.04 (0.83)]
+    (1, 128, 128, 4)   last    12    (0.2)    6.4   (4.0)    3.1   (3.1)  [2.01 (1.63)]
+                       first                  4.1   (1.0)    3.1   (3.1)  [1.07 (0.49)]
+    (1, 128, 128, 16)  last    48    (1.0)       no room     3.2   (3.2)
+                       first                 15.0   (3.9)    3.2   (3.2)  [1.21 (1.76)]
+    (96, 192, 192, 4)  first 1721     (35)     37    (34)     16    (16)  [0.86 (1.44)]
+    (4, 1024, 1024, 16)      1530     (31)       no room      65    (65)
+
+So blocks up to 64 × 64, and up to 128 × 128 for d = 4 of a feature-first array, are
+read where they are; a copy of w has to gain 5 % to be worth its memory. From 128 × 128
+for d ≥ 16 on, sectors that each CTA reads for one 16th of their bytes cost more than a
+launch: at (1, 128, 128, 16) five times as much. Feature-last, blocks of that size do
+not fit as several neighbours at a time, 2·8·128·128 bytes; turned again for each tile,
+weights would double the passes over shared memory and the bytes from L2, which binds
+there, to save 7 % of the time of HBM. In float32 feature-last, the turned buffers, in
+two pieces in and three out, leave room for weights up to about 32 × 32.
+
+Merged blocks are ordered too. Written in place, one entry of b·c·u·v would have to be
+stored at a time, far apart, and a store of a warpgroup costs two barriers: for radix-2
+about as long as a launch.
 """
 
 from collections.abc import Callable
