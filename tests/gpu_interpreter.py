@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src.interpreters import mlir
+from jax._src.pallas.mosaic_gpu.core import ClusterRefTransform
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.primitives import mma_p
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -21,6 +23,31 @@ def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 mlir.register_lowering(
     mma_p, mlir.lower_fun(_mma, multiple_results=False), platform="cpu"
 )
+
+_get = gpu_callbacks._get
+_BLOCK = 2  # Where in the key of an allocation the CTA is.
+
+
+def _get_from_peer(
+    token: Any,
+    mesh_location: Any,
+    thread: Any,
+    key: Any,
+    transforms: tuple[Any, ...],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Reads from the shared memory of the CTA that `plgpu.cluster_ref` names."""
+    peers = [t for t in transforms if isinstance(t, ClusterRefTransform)]
+    if peers:
+        key = np.array(key)
+        [[key[_BLOCK]]] = [peer.idxs for peer in peers]
+        transforms = tuple(t for t in transforms if t not in peers)
+    return _get(token, mesh_location, thread, key, transforms, *args, **kwargs)
+
+
+# Nor does it know peers, though it runs the CTAs of a cluster side by side.
+gpu_callbacks._get = _get_from_peer
 
 
 @contextlib.contextmanager

@@ -1,0 +1,173 @@
+"""Features shared out to the CTAs of a cluster, and exchanged between them.
+
+A cluster of S CTAs holds a tile of `rows` vectors of n = outer · inner features in one
+of two ways; feature u·inner + v is (u, v).
+
+    by outer    CTA s has (u, v) with u in s-th of S equal ranges: the blocks of factors
+                (a, b, c, d) with S | a, of which it applies (a/S, b, c, d)
+    by inner    CTA s has (u, v) with v in s-th of S equal ranges: the blocks of factors
+                with inner | d and S | inner, of which it applies (a, b, c, d/S)
+
+No factor of such a run needs features of another CTA. From one way to the other, each
+CTA pulls from each an (outer/S, inner/S, rows) part: it loads 16 bytes at a time from
+that CTA's shared memory and stores them to its own.
+
+In a cluster, `pull_*` is ordered by barriers of its caller's: all CTAs meet between the
+last store to `source` and the first pull, and again between the last pull and whatever
+next overwrites `source`, or the end of the kernel, after which a CTA's memory is gone.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import compat
+
+_WARPGROUP, _WARP = 128, 32  # Threads.
+_VECTOR = 8  # 16-bit numbers in the widest access.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shares:
+    """A tile of features, and how many CTAs share it.
+
+    Attributes:
+      outer, inner: of the features; both are multiples of `shares`.
+      rows: vectors of the batch, a power of two of at least 16.
+      shares: CTAs of the cluster.
+      axis: name of the cluster's axis.
+    """
+
+    outer: int
+    inner: int
+    rows: int
+    shares: int
+    axis: str
+
+    def __post_init__(self) -> None:
+        if self.outer % self.shares or self.inner % self.shares:
+            raise NotImplementedError(
+                f"cluster: ({self.outer}, {self.inner}) features cannot be shared out "
+                f"to {self.shares} CTAs: both must be multiples of that"
+            )
+        if self.rows < 2 * _VECTOR or self.rows & (self.rows - 1):
+            raise NotImplementedError(
+                f"cluster: rows must be a power of two of at least {2 * _VECTOR}, got "
+                f"{self.rows}"
+            )
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Features (outer, inner) that one CTA has of another's."""
+        return self.outer // self.shares, self.inner // self.shares
+
+
+def pull_by_inner(
+    source: Any, target: Any, shares: Shares, *, warpgroup: Any, warpgroups: int
+) -> None:
+    """Brings features that CTAs hold by outer to where they are held by inner.
+
+    Args:
+      source: ref (outer/S, inner, rows) of every CTA, of a 16-bit type; padding within
+        the allocation is cut off by the caller.
+      target: ref (outer, inner/S, rows) of this CTA.
+      shares: of the tile.
+      warpgroup: index of this warpgroup; each pulls parts of its own.
+      warpgroups: of the CTA.
+    """
+    mine = jax.lax.axis_index(shares.axis) if shares.shares > 1 else 0
+    outer, inner = shares.part
+
+    def views(peer: Any) -> tuple[Any, Any]:
+        theirs = source.at[:, pl.ds(mine * inner, inner)]
+        return theirs, target.at[pl.ds(peer * outer, outer)]
+
+    _pull(views, shares, warpgroup, warpgroups)
+
+
+def pull_by_outer(
+    source: Any, target: Any, shares: Shares, *, warpgroup: Any, warpgroups: int
+) -> None:
+    """The way back of `pull_by_inner`.
+
+    Args:
+      source: ref (outer, inner/S, rows) of every CTA.
+      target: ref (outer/S, inner, rows) of this CTA.
+      shares, warpgroup, warpgroups: as there.
+    """
+    mine = jax.lax.axis_index(shares.axis) if shares.shares > 1 else 0
+    outer, inner = shares.part
+
+    def views(peer: Any) -> tuple[Any, Any]:
+        theirs = source.at[pl.ds(mine * outer, outer)]
+        return theirs, target.at[:, pl.ds(peer * inner, inner)]
+
+    _pull(views, shares, warpgroup, warpgroups)
+
+
+def _pull(views: Any, shares: Shares, warpgroup: Any, warpgroups: int) -> None:
+    """Copies a part of each CTA's source, in tiles dealt out to the warpgroups."""
+    outer, inner = shares.part
+    tile_outer, tile_inner = _tile(outer, inner, shares.rows)
+    layout = _layout(tile_outer, tile_inner, shares.rows)
+    per_row = inner // tile_inner
+    per_part = outer // tile_outer * per_row
+    tiles = shares.shares * per_part
+    mine = jax.lax.axis_index(shares.axis) if shares.shares > 1 else 0
+
+    def take(turn: jax.Array, carry: None) -> None:
+        index = turn * warpgroups + warpgroup
+
+        def copy() -> None:
+            # Every CTA begins with another one, so that none is asked by all at once.
+            peer = jax.lax.rem(jax.lax.div(index, per_part) + mine, shares.shares)
+            within = jax.lax.rem(index, per_part)
+            u = jax.lax.div(within, per_row) * tile_outer
+            v = jax.lax.rem(within, per_row) * tile_inner
+            at = (pl.ds(u, tile_outer), pl.ds(v, tile_inner))
+            theirs, ours = views(peer)
+            if shares.shares > 1:
+                theirs = plgpu.cluster_ref(theirs, {shares.axis: peer})
+            ours.at[at][...] = plgpu.load(theirs.at[at], layout=layout, optimized=False)
+
+        if tiles % warpgroups:
+            pl.when(index < tiles)(copy)
+        else:
+            copy()
+        return carry
+
+    jax.lax.fori_loop(0, pl.cdiv(tiles, warpgroups), take, None)
+
+
+def _tile(outer: int, inner: int, rows: int) -> tuple[int, int]:
+    """Features (outer, inner) that a warpgroup copies at once: 16 bytes a thread.
+
+    If a part is too small for that, the whole of it, with fewer bytes a thread.
+    """
+    most = max(1, _WARPGROUP * _VECTOR // rows)
+    tile_inner = math.gcd(inner, most)
+    return math.gcd(outer, most // tile_inner), tile_inner
+
+
+def _layout(outer: int, inner: int, rows: int) -> Any:
+    """How an (outer, inner, rows) tile lies in the registers of a warpgroup."""
+    vector = min(_VECTOR, outer * inner * rows // _WARPGROUP)
+    if vector * _WARP < rows:
+        raise NotImplementedError(
+            f"cluster: parts of {outer} · {inner} features of {rows} rows are too "
+            f"small to be copied by {_WARPGROUP} threads"
+        )
+    # A warp takes whole vectors of the batch, so that 8 lanes meet all banks once.
+    features = _WARP * vector // rows
+    warp_inner = math.gcd(inner, features)
+    warp_outer = features // warp_inner
+    return compat.tiled_layout(
+        ((outer, inner, rows), (warp_outer, warp_inner, rows), (1, 1, vector)),
+        warp_dims=(-9, -8),
+        lane_dims=(-6, -5, -4),
+        vector_dim=-1,
+    )
