@@ -18,6 +18,7 @@ from butterjax.implementations.launches import (
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain
+from pallas_kernels import arguments
 from pallas_kernels.epilogue import Activation, activate
 
 
@@ -53,6 +54,7 @@ def plan_backward(
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
     """
+    itemsize = jnp.dtype(dtype).itemsize
     plan = functools.partial(
         plan_launches, dtype=dtype, batch=batch, axis=axis, precision=precision
     )
@@ -60,10 +62,14 @@ def plan_backward(
     for partition in (*partitions(patterns), one_each) if batch else ():
         try:
             for pattern in patterns.fuse(partition):
+                # Going forward, an intermediate need not be an array of its own.
+                shape = (batch, pattern.in_features)
+                shape = shape if axis == -1 else shape[::-1]
+                arguments.check_runs("backward", "h", shape, itemsize, axis)
                 plan(Chain([pattern]))
                 plan(Chain([pattern.transpose]))
         except NotImplementedError:
-            continue  # An intermediate that is no array of its own going forward.
+            continue
         return BackwardPlan("launches", partition)
     return BackwardPlan("xla", one_each)
 
