@@ -64,18 +64,17 @@ def call(name, axis, **kwargs):
 
 def cases():
     chains = [(chain, "float32") for chain in (*CHAINS, WIDE_BLOCKS)]
-    for name in XLA:
-        for chain, dtype in chains + [(HALF, dtype) for dtype in DTYPES]:
-            yield name, chain, dtype
-    for name in KERNELS:
+    halves = [(HALF, dtype) for dtype in DTYPES]
+    for name, axis, case in itertools.product(XLA, [-1, 0], chains + halves):
+        yield name, axis, *case
+    for name, axis in itertools.product(KERNELS, [-1, 0]):
         # The others are in the tests of each kernel: the interpreter takes its time.
-        yield name, CHAINS[3], "float32"
-        for dtype in KERNEL_DTYPES:
-            yield name, HALF, dtype
+        yield name, axis, CHAINS[3], "float32"
+        yield name, axis, HALF, "bfloat16"
+        yield name, axis, HALF, "float16" if axis == -1 else "float32"
 
 
-@pytest.mark.parametrize(("name", "chain", "dtype"), [*cases()], ids=str)
-@both_layouts
+@pytest.mark.parametrize(("name", "axis", "chain", "dtype"), [*cases()], ids=str)
 def test_value_gradients_and_tangent(name, axis, chain, dtype):
     batch = 8 if name in KERNELS else 7  # Rows of 16 bytes, features first.
     with jax.enable_x64(dtype in ("float64", "complex128")):
