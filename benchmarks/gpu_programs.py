@@ -244,7 +244,7 @@ def judge(
         return (f"it refuses: {unsupported}",) if must else ()
     if facts is None or implementation not in KERNELS:
         return ()
-    if direction != "forward":  # The gradients are XLA's.
+    if direction != "forward":  # XLA multiplies for the gradients of the weights.
         return aot.kernel_problems(facts, max_launches=None, weight_bytes=None)
     work = case.workload(direction)
     return aot.kernel_problems(
