@@ -82,7 +82,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
-from pallas_kernels.blocks import bias_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import Config, Tiling, tiling
@@ -151,7 +150,7 @@ def factor(
     y = _launch(
         compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
         factor_weights.before_launch(w, plan),
-        None if bias is None else _offsets(bias, plan),
+        None if bias is None else factor_weights.bias_before_launch(bias, plan),
         plan,
         activation,
         out,
@@ -202,15 +201,6 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     if plan.transposes and not plan.whole_runs:
         return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
-
-
-def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
-    """The bias as (a·d, b), in the order of the weights, in whole tiles."""
-    padding = plan.feature_tiles * plan.config.features - plan.factor.b
-    blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
-    if plan.interleave > 1:
-        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
-    return blocks
 
 
 def _launch(
@@ -635,15 +625,14 @@ class _Kernel:
 
     def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
         if self.offsets is not None:
-            along = 0 if self.plan.way == "flat" else 1
-            offsets = plgpu.load(
-                self.offsets.at[block, pl.ds(feature, self.plan.features)],
-                layout=self.layout("ACC").reduce(along),
-                optimized=False,
+            layout = self.layout("ACC")
+            offsets = factor_weights.load_bias(
+                self.offsets, block, feature, self.plan, layout
             )
+            along = 1 if self.plan.way == "flat" else 0
             # Which of several layouts it has is not clear from the reduced one.
-            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
-            sums = sums + plgpu.layout_cast(wide, self.layout("ACC"))
+            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (along,))
+            sums = sums + plgpu.layout_cast(wide, layout)
         return activate(sums, self.activation)
 
     def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:

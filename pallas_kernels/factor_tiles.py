@@ -293,6 +293,12 @@ class Tiling:
         return (4, self.config.rows, self.config.blocks)
 
     @property
+    def output_unit(self) -> int:
+        """Outputs in one tile of a warpgroup's mma.sync."""
+        m_warps = self.config.m_warps
+        return 8 * (4 // m_warps) if self.way == "flat" else 16 * m_warps
+
+    @property
     def num_sums(self) -> int:
         """Registers per thread that hold sums."""
         return self.rows * self.features * self.blocks // 128

@@ -1,4 +1,4 @@
-"""How weights of the one-factor kernel arrive: what XLA does before, and threads after.
+"""How weights and bias of the one-factor kernel arrive, before the launch and in it.
 
     d = 1                 w in HBM ──TMA──▶ slab
     d > 1, resident       w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
@@ -43,6 +43,7 @@ stored at a time, far apart, and a store of a warpgroup costs two barriers: for 
 about as long as a launch.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat
+from pallas_kernels import arguments, compat
 from pallas_kernels.arrangement import Units
 from pallas_kernels.blocks import weight_blocks
 from pallas_kernels.factor_tiles import Tiling
@@ -88,16 +89,68 @@ def _ordered(w: jax.Array, plan: Tiling) -> jax.Array:
     if (to_b, to_c) != (b, c):
         blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
     if s > 1:
-        blocks = interleave(blocks, 1, plan.features, s)
-        blocks = interleave(blocks, 2, config.depth, s)
+        blocks = _interleave(blocks, 1, plan.features, s)
+        blocks = _interleave(blocks, 2, config.depth, s)
     return blocks
 
 
-def interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
+def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
     """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
     shape = array.shape
     split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
     return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
+
+
+def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
+    """The bias as the kernel gets it, (a, b/s, s, d); padded where it has to be.
+
+    Outputs of a block are read in runs of what one tile of the tensor core has. None
+    may reach beyond the bias.
+    """
+    a, b, d, s = plan.factor.a, plan.factor.b, plan.factor.d, plan.interleave
+    if bias.dtype.name not in arguments.DTYPES:
+        bias = bias.astype(jnp.float32)
+    view = bias.reshape(a, b // s, s, d)
+    if b // s % plan.output_unit:
+        more = (plan.feature_tiles * plan.config.features - b) // s
+        view = jnp.pad(view, ((0, 0), (0, more), (0, 0), (0, 0)))
+    return view
+
+
+def load_bias(
+    bias: Any, block: jax.Array, feature: jax.Array, plan: Tiling, layout: Any
+) -> jax.Array:
+    """The bias of a warpgroup's part of a tile, (features,) in float32.
+
+    Args:
+      bias: in HBM, as `bias_before_launch` returns it.
+      block: which block.
+      feature: its first output.
+      plan: the tiling.
+      layout: of the sums.
+    """
+    s = plan.interleave
+    length, unit, whole = plan.features // s, plan.output_unit, bias.shape[1]
+    i, k = _divmod(block, plan.factor.d)
+    start = jax.lax.div(feature, s)
+    if whole % length:  # Units of outputs that there are not read something else.
+        starts = [
+            jnp.minimum(start + first, whole - unit) for first in range(0, length, unit)
+        ]
+    else:
+        starts, unit = [start], length
+    parts = []
+    for row_of, start in itertools.product(range(s), starts):
+        rows = bias.at[i, pl.ds(start, unit), row_of]
+        if plan.way == "flat":
+            reduced = layout.reduce(0)
+            part = plgpu.load(rows.at[:, 0], layout=reduced, optimized=False)
+        else:  # What a thread loads must lie side by side, be it only one number.
+            column = compat.with_unit_axis(layout.reduce(1))
+            part = plgpu.load(rows.at[:, pl.ds(k, 1)], layout=column, optimized=False)
+            (part,) = compat.unstack_vector(part)
+        parts.append(part.astype(jnp.float32))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def panels(
