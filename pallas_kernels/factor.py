@@ -47,20 +47,20 @@ Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the widt
 panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
 float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
 
-What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088, by
-`factor_choice.load` at the default configuration. Predictions: nothing has been timed,
-and the rate of L2 is a guess.
+What binds, as time over the time of HBM, for a = 16, b = c in 16 bits and batch 25,088,
+by `factor_choice.load` at the default configuration. Predictions: nothing has been
+timed, and the rate of L2 is a guess.
 
     b = c                           48     96    192    256    512   1024
-    d = 1, feature-last   L2      1.05   1.02   0.87   0.81   2.93   5.85
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-                          mma     0.25   0.49   0.98   1.30   2.60   5.35
-    d = 4, feature-first  L2      0.81   0.81   0.81   0.81   2.81   5.36
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-    d = 4, feature-last   L2      1.09   0.82   2.41   2.81   5.22  10.01
-                          SMEM    1.16   1.12   1.94   1.87   3.45   6.61
-    d = 16, feature-last  L2      1.22   2.63   4.00   5.22  10.03  19.63
-                          SMEM    0.85   1.41   2.01   2.59   4.89   9.48
+    d = 1, feature-last   L2      1.02   1.00   0.88   1.22   2.88   5.77
+                          SMEM    0.37   0.52   0.87   1.36   1.81   3.58
+                          mma     0.22   0.44   0.88   1.17   2.35   4.84
+    d = 4, feature-first  L2      0.81   0.81   0.83   1.23   2.75   5.09
+                          SMEM    0.37   0.52   0.87   1.35   1.81   3.45
+    d = 4, feature-last   L2      1.06   0.80   2.37   2.76   5.11   9.80
+                          SMEM    1.21   1.17   2.04   1.97   3.61   6.90
+    d = 16, feature-last  L2      1.19   2.55   3.92   5.09   9.78  19.16
+                          SMEM    0.89   1.47   2.10   2.70   5.10   9.88
 
 So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
 share the registers, tiles get small, and from about 256 × 256 for d = 4, 128 × 128 for
