@@ -39,8 +39,8 @@ T = ⌈b / features⌉:
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
            adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
 
-Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y,
-and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y, and where the
+turned buffer is used about 2p·rows·depth·blocks for each of its slots and
 2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the

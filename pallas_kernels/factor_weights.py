@@ -29,18 +29,22 @@ with arranged weights, as a multiple of what it takes with ordered ones.
     (96, 192, 192, 4)  first 1721     (35)     37    (34)     16    (16)  [0.86 (1.44)]
     (4, 1024, 1024, 16)      1530     (31)       no room      65    (65)
 
-So blocks up to 64 × 64, and up to 128 × 128 for d = 4 of a feature-first array, are
-read where they are; a copy of w has to gain 5 % to be worth its memory. From 128 × 128
-for d ≥ 16 on, sectors that each CTA reads for one 16th of their bytes cost more than a
-launch: at (1, 128, 128, 16) five times as much. Feature-last, blocks of that size do
-not fit as several neighbours at a time, 2·8·128·128 bytes; turned again for each tile,
-weights would double the passes over shared memory and the bytes from L2, which binds
-there, to save 7 % of the time of HBM. In float32 feature-last, the turned buffers, in
-two pieces in and three out, leave room for weights up to about 32 × 32.
+A copy of w has to gain 5 % to be worth its memory. So blocks up to about 48 × 48 are
+read where they are, and larger ones where a CTA visits few of them, and of few
+neighbours: 64 × 64 mostly, 128 × 128 of a feature-first array for d ≤ 4. Beyond that,
+each CTA reads sectors for a few of their bytes, which costs more than a launch: at
+(1, 128, 128, 16) five times as much. Feature-last, several neighbours of that size have
+no room, 2·8·128·128 bytes; arranged anew for each tile they would add a third to the
+bytes from L2, which binds there, to save 7 % of the time of HBM. In float32
+feature-last, the turned buffers, in two pieces in and three out, leave room for weights
+up to about 32 × 32.
 
-Merged blocks are ordered too. Written in place, one entry of b·c·u·v would have to be
-stored at a time, far apart, and a store of a warpgroup costs two barriers: for radix-2
-about as long as a launch.
+Merged blocks are ordered too. Theirs lie on diagonals of v entries, b·c·u·blocks of
+them, of which a warpgroup stores one at a time between two barriers. For radix-2 that
+should take about as long as the launch.
+
+The bias is read where it is, by tiles of the tensor core, unless b is no multiple of
+these: then XLA pads it.
 """
 
 import itertools
