@@ -330,7 +330,7 @@ class _Kernel:
                     self.turn(serial, at)
                     self.meet()
                 panels = factor_weights.panels(
-                    self.w_slab, plan, item.feature, chunk, at
+                    self.w_slab, plan, item.block, item.feature, chunk, at
                 )
                 sums = self.multiply(serial, at, panels, sums)
                 # TMA may overwrite what was just read.
@@ -379,7 +379,9 @@ class _Kernel:
             index = cta + turn * plan.ctas
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
+            index, kept = _divmod(index, config.kept)
             group, tile = _divmod(index, plan.batch_tiles)
+            group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
         return _Item(
@@ -411,11 +413,14 @@ class _Kernel:
                 self.fetch_weights(item, chunk, at, self.loaded.at[at])
 
     def keep_weights(self, item: _Item, turn: jax.Array) -> None:
-        """Fetches the weights of an item's block, unless they are those at hand."""
+        """Brings the weights of an item's group, unless they are those at hand."""
         plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
-        @pl.when((turn == 0) | (item.block != before.block))
+        def group(item: _Item) -> jax.Array:
+            return jax.lax.div(item.block, plan.kept)
+
+        @pl.when((turn == 0) | (group(item) != group(before)))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":

@@ -5,29 +5,32 @@
     d > 1, streamed       w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
 
 *Fetched* weights need no order but their own. *Arranged* ones, with s = itemsize, cost
-a CTA b·c·min(s·d, max(32, s·blocks)) bytes of L2 whenever it comes to a group of
-blocks: whole sectors, of which it wants its own neighbours along d. CTAs take runs of
-items, so that happens `ctas` + a·d / blocks times in all, and while it does, a CTA only
-fetches x. In shared memory it is b·c·blocks stores of s bytes, a warp's in different
-banks. *Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of
-memory; but then any CTA streams tiles of them, as many times as it likes.
+a CTA b·c·min(s·d, max(32, s·kept)) bytes of L2 whenever it comes to a group of `kept`
+neighbours along d: whole sectors, of which it wants these. CTAs take runs of items, so
+that happens `ctas` + a·d / kept times in all, and while it does, a CTA only fetches x.
+In shared memory it is b·c·kept stores of s bytes, a warp's in different banks.
+*Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of memory;
+but then any CTA streams tiles of them, as many times as it likes.
 
 Seconds · 10⁶ for each, by `factor_choice.preparation` with the best configuration of
 its kind, next to what HBM takes for x and y, for 16 bits and batch 25,088 (512).
 Predictions; a launch is taken for 3. In brackets, what the whole is predicted to take
 with arranged weights, as a multiple of what it takes with ordered ones.
 
-                                 x and y        arranged       ordered
-    (16, 16, 16, 16)   last    96    (2.0)    1.1   (1.0)    3.1   (3.1)  [0.98 (0.67)]
-                       first                  2.4   (2.3)    3.1   (3.1)  [0.99 (0.97)]
-    (1, 64, 64, 16)    last    24    (0.5)    4.8   (1.6)    3.1   (3.1)  [0.97 (0.90)]
-                       first                  4.4   (1.6)    3.1   (3.1)  [1.04 (0.83)]
-    (1, 128, 128, 4)   last    12    (0.2)    6.4   (4.0)    3.1   (3.1)  [2.01 (1.63)]
-                       first                  4.1   (1.0)    3.1   (3.1)  [1.07 (0.49)]
-    (1, 128, 128, 16)  last    48    (1.0)       no room     3.2   (3.2)
-                       first                 15.0   (3.9)    3.2   (3.2)  [1.21 (1.76)]
-    (96, 192, 192, 4)  first 1721     (35)     37    (34)     16    (16)  [0.86 (1.44)]
-    (4, 1024, 1024, 16)      1530     (31)       no room      65    (65)
+                              x and y      arranged     ordered
+    (16, 16, 16, 16)   last     96  (2.0)   1.1  (1.0)   3.1  (3.1)   [0.98 (0.67)]
+                       first                1.3  (1.3)   3.1  (3.1)   [0.99 (0.73)]
+    (1, 32, 32, 32)    last     24  (0.5)   1.6  (1.0)   3.0  (3.0)   [0.94 (0.57)]
+                       first                2.4  (1.2)   3.0  (3.0)   [0.99 (0.63)]
+    (1, 64, 64, 16)    last     24  (0.5)   4.8  (1.6)   3.1  (3.1)   [0.97 (0.90)]
+                       first                4.1  (1.6)   3.1  (3.1)   [1.04 (0.83)]
+    (1, 128, 128, 4)   last     12  (0.2)   6.4  (4.0)   3.1  (3.1)   [2.01 (1.63)]
+                       first                4.1  (1.0)   3.1  (3.1)   [1.07 (0.49)]
+    (1, 128, 128, 16)  last     48  (1.0)   no room      3.2  (3.2)
+                       first               15.0  (3.9)   3.2  (3.2)   [1.21 (1.76)]
+    (96, 192, 192, 4)  last   1721   (35)   no room       16   (16)
+                       first                 37   (34)    16   (16)   [0.86 (1.44)]
+    (4, 1024, 1024, 16)       1530   (31)   no room       65   (65)
 
 A copy of w has to gain 5 % to be worth its memory. So blocks up to about 48 × 48 are
 read where they are, and larger ones where a CTA visits few of them, and of few
@@ -158,21 +161,29 @@ def load_bias(
 
 
 def panels(
-    slabs: Any, plan: Tiling, feature: jax.Array, chunk: jax.Array, stage: jax.Array
+    slabs: Any,
+    plan: Tiling,
+    block: jax.Array,
+    feature: jax.Array,
+    chunk: jax.Array,
+    stage: jax.Array,
 ) -> list[Any]:
     """A chunk of weights in shared memory, in panels (blocks, features, width).
 
     Args:
       slabs: all of them.
       plan: the tiling.
+      block: the first block of the tile.
       feature: the first output of the tile.
       chunk: which of the chunks of inputs.
       stage: where the chunk is, if weights are not resident.
     """
-    at = stage
-    if plan.config.resident:
-        at = jax.lax.div(feature, plan.config.features) * plan.chunks + chunk
-    return [slabs.at[at, p] for p in range(plan.slab_weights[0])]
+    at, config = stage, plan.config
+    if config.resident:
+        at = jax.lax.div(feature, config.features) * plan.chunks + chunk
+    _, first = _divmod(block, plan.kept)
+    blocks = pl.ds(first, config.blocks)
+    return [slabs.at[at, p, blocks] for p in range(plan.slab_weights[0])]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
@@ -198,7 +209,7 @@ def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> N
 
     Args:
       w: in HBM, as `before_launch` returns it.
-      block: the first block of the group.
+      block: one of the group.
       slabs: (feature tiles · chunks, panels, blocks, features, width).
       plan: the tiling.
       deal: deals units of work out to the warpgroups.
@@ -214,7 +225,7 @@ def _arrange(
     layout, part_rows = _layout(units), plan.features // s
     # Inputs that share a run are in panels one after the other.
     panels_of = config.depth // s // width
-    i, k = _divmod(block, plan.factor.d)
+    i, k = _divmod(jax.lax.div(block, plan.kept) * plan.kept, plan.factor.d)
 
     def take_unit(unit: jax.Array) -> None:
         unit, start = _divmod(unit, units.parts.length // units.rows)
@@ -226,7 +237,7 @@ def _arrange(
         at, start = tile * plan.chunks + chunk, start * units.rows
         rows = pl.ds(share * plan.features + row_of * part_rows + start, units.rows)
         columns = pl.ds(0, units.panels.length)
-        for first in range(0, plan.run, units.vector):
+        for first in range(0, s * plan.kept, units.vector):
             source = w.at[
                 i,
                 pl.ds(part * part_rows + start, units.rows),
@@ -236,7 +247,7 @@ def _arrange(
             ]
             value = plgpu.load(source, layout=layout, optimized=False)
             for n, plane in enumerate(compat.unstack_vector(value)):
-                column_of, n_of = divmod(first + n, config.blocks)
+                column_of, n_of = divmod(first + n, plan.kept)
                 at_panel = column_of * panels_of + p
                 slabs.at[at, at_panel, n_of, rows, columns][...] = plane
 

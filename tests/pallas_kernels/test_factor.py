@@ -126,7 +126,9 @@ KEPT = {"batch_first": True, "resident": True}
             *((1, 16, 32, 8), -1, "float32"),
             Config(64, 16, 16, 8, m_warps=1, stages=2, slots=1, **KEPT),
         ),
-        ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, **KEPT)),
+        ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, kept=2, **KEPT)),
+        # Two groups of neighbours whose weights stay together.
+        ((1, 48, 40, 8), 0, "bfloat16", dataclasses.replace(BY_ROWS, kept=4, **KEPT)),
         # Neither b nor c a multiple of the tile; rows of 40 bytes.
         ((2, 24, 20, 3), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
         ((2, 24, 20, 1), 0, "bfloat16", dataclasses.replace(TALL, **KEPT)),
@@ -314,6 +316,11 @@ def test_exports_for_a_gpu_from_any_machine():
             arrays((2, 72, 16, 1)),
             {"config": dataclasses.replace(RESIDENT, batch_first=False)},
             "resident weights need batch_first",
+        ),
+        (
+            arrays((2, 64, 16, 4), axis=0),
+            {"config": dataclasses.replace(ALONE, kept=2), "axis": 0},
+            "kept must be 1",
         ),
     ],
 )
