@@ -133,6 +133,7 @@ def preparation(plan: Tiling) -> float:
     )
 
 
+_M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
 _SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
@@ -262,10 +263,10 @@ def _candidates(
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
-        more = (
-            {1, math.gcd(d, 4), math.gcd(d, 16)} if resident and blocks == (1,) else {1}
-        )
-        for m_warps, kept in itertools.product((1, 2, 4), sorted(more)):
+        together = {1}
+        if resident and blocks == (1,):
+            together |= {math.gcd(d, 4), math.gcd(d, 16)}
+        for m_warps, kept in itertools.product(_M_WARPS, sorted(together)):
             yield Config(
                 rows=rows,
                 features=feature,

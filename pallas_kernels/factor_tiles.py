@@ -458,7 +458,7 @@ def misfit(plan: Tiling) -> str | None:
         or plan.transposes
         or plan.arrival != "arranged"
     ):
-        return "kept must be 1"
+        return "kept must be 1, or divide d, with resident weights and feature-first x"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features

@@ -320,7 +320,7 @@ def test_exports_for_a_gpu_from_any_machine():
         (
             arrays((2, 64, 16, 4), axis=0),
             {"config": dataclasses.replace(ALONE, kept=2), "axis": 0},
-            "kept must be 1",
+            "kept must be 1, or divide d",
         ),
     ],
 )
