@@ -11,6 +11,7 @@ import butterjax as bj
 from butterjax.implementations import backward
 from butterjax.implementations.backward import plan_backward
 from butterjax.implementations.derivatives import formula
+from butterjax.implementations.launches import Launch
 from butterjax.numerics import tolerance
 from pallas_kernels import chain as chain_kernel
 from pallas_kernels import factor as factor_kernel
@@ -35,10 +36,36 @@ def test_few_gradients_of_weights(chain, partition, dtype):
     assert (plan.form, plan.partition) == ("launches", partition)
 
 
+# 512 features, blocks of 256, of which a launch takes one factor, and never a product.
+LARGE = [(2, 256, 256, 1), (1, 256, 256, 2)]
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [
+        (bj.Chain(LARGE), ("launches", 10, 10)),
+        # (h, h, h), (dw, dw, dw), dh, dh, dx; by XLA one h less.
+        (bj.Chain([*LARGE, LARGE[0]]), ("launches", 18, 16)),
+        # Of six h, the first takes five launches: 15, 6, 6; by XLA 5, 6, 6.
+        (bj.Chain(LARGE * 3), ("xla", 54, 34)),
+        # The one in the middle is transposed: 2 more, read and written; by XLA 6.
+        (bj.Chain.from_shape(16384, 16384, num_factors=3), ("launches", 22, 28)),
+    ],
+    ids=str,
+)
+def test_the_fewest_bytes(chain, expected):
+    form, by_launches, by_xla = expected
+    assert plan_backward(chain, dtype="bfloat16", batch=64).form == form
+    numbers = backward._numbers_by_launches(chain, "bfloat16", 64, -1, None)
+    assert numbers == by_launches * chain.in_features
+    assert backward._numbers_by_xla(chain) == by_xla * chain.in_features
+
+
 def test_what_kernels_refuse_is_for_xla(monkeypatch):
     def refuse(patterns, **_):
         if patterns.in_features == THREE.out_features:
             raise NotImplementedError("a kernel takes no such pattern")
+        return [Launch("factor", (1,), patterns, factor_kernel.Config())]
 
     monkeypatch.setattr(backward, "plan_launches", refuse)
     plan = functools.partial(plan_backward, dtype="float32")

@@ -8,10 +8,10 @@ going forward, to L factors K₁…K_L. From the left to the right,
     dy ← K_lᵀ dy             one launch; the last one gives dx
 
 and the gradients of the factors follow from the dw_l. Nothing is kept from the forward
-pass but its operands, and one h is alive at a time: the next one waits for dw_l. Where
-the gradients of some weights are not wanted, dy passes several factors in one launch.
-With an activation, z = K x + b is computed again too, and dy·act'(z), in f32, comes
-before all.
+pass but its operands, and as XLA orders it one h is alive at a time. Where the
+gradients of some weights are not wanted, dy passes several factors in one launch. With
+an activation, z = K x + b is computed again too, and dy·act'(z), in f32, comes before
+all.
 
 Bytes of a forward and a backward pass, in arrays of the size of x, for a chain of L
 factors that keep it, given as G factors:
@@ -20,10 +20,12 @@ factors that keep it, given as G factors:
     launches  2, then 2(L - 1) for the h, 2L for the dw, 2L for dx: 6L
     one launch for the whole backward pass would leave 2 + 3
 
-As L ≤ G, XLA's way never moves less; it is left for an empty batch, and where kernels
-refuse a pattern, or an intermediate whose rows are no multiple of 16 bytes. What XLA
-writes, of that by transposes, and holds in temporaries, the result and its gradient
-among them, compiled for an H200, bfloat16, features last, 25,088 vectors:
+if each h takes one launch. If it takes one for each factor, as with large blocks,
+(L - 1)(L - 2) come to that. `plan_backward` counts; it leaves the chain to XLA where
+that moves clearly less, here from L = 6 on, and where kernels refuse a pattern, or an
+intermediate whose rows are no multiple of 16 bytes. What XLA writes, of that by
+transposes, and holds in temporaries, y among them, compiled for an H200, bfloat16,
+features last, 25,088 vectors:
 
     in arrays of the size of x         einsum              launches
     1024, 2 factors                     4.1  0.0  2.0      4.1  0.0  1.0
@@ -33,8 +35,9 @@ among them, compiled for an H200, bfloat16, features last, 25,088 vectors:
     4096, 6 factors of 4 x 4           36.0 24.0  7.0      5.1  0.0  1.1
     16384, 3 factors                   15.0  9.0  4.0     11.0  2.0  2.0
 
-The transposes of the last line are of the middle factor, whose a and d are both above
-one: a product over blocks that lie apart both ways is none that XLA does in place.
+The transposes are of factors whose a and d are both above one: their blocks lie apart
+both ways, which XLA multiplies in no layout but its own. It makes about six for the
+three products of such a factor; two remain, of x and dy for dw.
 """
 
 import dataclasses
@@ -54,9 +57,13 @@ from butterjax.implementations.launches import (
 )
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
-from butterjax.pattern import Chain
+from butterjax.pattern import Chain, Pattern
 from pallas_kernels import arguments
 from pallas_kernels.epilogue import Activation, activate
+
+# More bytes than XLA's by which launches are given up: they take less memory, and reach
+# more of the rate of a copy than products of blocks that lie apart.
+_LOSS = 1.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +91,8 @@ def plan_backward(
 ) -> BackwardPlan:
     """How `backward` computes the gradients of a chain.
 
+    By launches, unless these move clearly more bytes, or are refused.
+
     Args:
       patterns: the chain.
       dtype: of x and the factors.
@@ -91,24 +100,63 @@ def plan_backward(
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
     """
-    itemsize = jnp.dtype(dtype).itemsize
+    one_each = (1,) * len(patterns)
+    most = _LOSS * _numbers_by_xla(patterns)
+    for partition in (*partitions(patterns), one_each) if batch else ():
+        try:
+            numbers = _numbers_by_launches(
+                patterns.fuse(partition), dtype, batch, axis, precision
+            )
+        except NotImplementedError:
+            continue
+        if numbers <= most:
+            return BackwardPlan("launches", partition)
+        break  # The others have more factors.
+    return BackwardPlan("xla", one_each)
+
+
+def _numbers_by_launches(
+    patterns: Chain,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+) -> int:
+    """Numbers that are read and written for each vector; raises if kernels refuse."""
     plan = functools.partial(
         plan_launches, dtype=dtype, batch=batch, axis=axis, precision=precision
     )
-    one_each = (1,) * len(patterns)
-    for partition in (*partitions(patterns), one_each) if batch else ():
-        try:
-            for pattern in patterns.fuse(partition):
-                # Going forward, an intermediate need not be an array of its own.
-                shape = (batch, pattern.in_features)
-                shape = shape if axis == -1 else shape[::-1]
-                arguments.check_runs("backward", "h", shape, itemsize, axis)
-                plan(Chain([pattern]))
-                plan(Chain([pattern.transpose]))
-        except NotImplementedError:
-            continue
-        return BackwardPlan("launches", partition)
-    return BackwardPlan("xla", one_each)
+    itemsize = jnp.dtype(dtype).itemsize
+    numbers = 0
+    for index, pattern in enumerate(patterns):
+        # Going forward, an intermediate need not be an array of its own.
+        rows = pattern.in_features if axis == -1 else batch
+        arguments.check_runs("backward", "h", (1, rows), itemsize, axis)
+        after = patterns.patterns[index + 1 :]
+        launches = [*plan(Chain([pattern.transpose]))]
+        launches += plan(Chain(after)) if after else ()
+        numbers += sum(map(_ends, (launch.chain for launch in launches)))
+        # The product, and two transposes, each read and written, where it needs them.
+        numbers += _ends(Chain([pattern])) * (3 if _is_apart(pattern) else 1)
+    return numbers
+
+
+def _numbers_by_xla(patterns: Chain) -> int:
+    """The same by XLA: h, dw and dx of each factor, and six transposes."""
+    each = (
+        _ends(Chain([pattern])) * (9 if _is_apart(pattern) else 3)
+        for pattern in patterns
+    )
+    return sum(each) - _ends(Chain(patterns.patterns[:1]))  # Nobody reads y.
+
+
+def _ends(chain: Chain) -> int:
+    return chain.in_features + chain.out_features
+
+
+def _is_apart(pattern: Pattern) -> bool:
+    """Whether blocks lie apart both ways, and XLA transposes before it multiplies."""
+    return pattern.a > 1 and pattern.d > 1
 
 
 def backward(
@@ -220,8 +268,6 @@ def _chain_gradients(
             continue
         if done < index:
             dy = apply(dy, transpose(weights[done:index]))
-            # Only then the next intermediate: XLA would keep several at a time.
-            x, dy, dweights = jax.lax.optimization_barrier((x, dy, dweights))
             done = index
         after = weights[index + 1 :]
         h = apply(x, after) if after else x
