@@ -65,7 +65,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -73,12 +73,20 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, chain_plan, compat, pieces, slabs, tiles
+from pallas_kernels import (
+    arguments,
+    chain_plan,
+    cluster,
+    compat,
+    pieces,
+    slabs,
+    tiles,
+)
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_config import (
     Config,
+    check,
     check_runs,
-    check_smem,
     default_config,
     plan_for,
     predicted_seconds,
@@ -142,15 +150,15 @@ def chain(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
         )
     plan = plan_for(shapes, types, config, axis)
-    check_smem(plan, config)
+    check(plan, config)
     blocks = [
         weight_blocks(factor, embedded, types.pieces)
-        for factor, embedded in zip(factors, plan.factors, strict=True)
+        for factor, embedded in zip(factors, plan.whole, strict=True)
     ]
     return _launch(
         compat.gpu_only(x),
         blocks,
-        None if bias is None else bias_blocks(bias, plan.factors[0]),
+        None if bias is None else bias_blocks(bias, plan.whole[0]),
         activation,
         plan,
         config,
@@ -171,19 +179,23 @@ def _launch(
 ) -> jax.Array:
     """Calls the kernel on weights (a·d, pieces, b, c) and a bias (a·d, b)."""
     types, rows = plan.types, config.rows
-    last, first = plan.factors[0], plan.factors[-1]
+    last, first = plan.whole[0], plan.whole[-1]
     n_out = last.a * last.b * last.d
     y_shape: tuple[int, ...] = (batch, n_out)
     if axis == 0:
         x = x.reshape(first.a, first.c, first.d, batch)
         y_shape = (last.a, last.b, last.d, batch)
     num_tiles = pl.cdiv(batch, rows)
-    ctas = min(config.ctas, num_tiles)
+    clusters = min(max(1, config.ctas // plan.cluster), num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(count: int, features: int, dtype: str, width: int | None) -> Any:
+    def slab(
+        count: int, features: int, dtype: str, *, run: int = 0, width: int = 0
+    ) -> Any:
         extents = (rows, features) if axis == -1 else (features, rows)
-        width = width or slabs.panel(extents[1], jnp.dtype(dtype).itemsize)
+        if axis == 0 or not run:
+            run = extents[1]
+        width = width or slabs.panel(run, jnp.dtype(dtype).itemsize)
         shape = (extents[1] // width, extents[0], width)
         return slabs.slab((config.warpgroups * count, *shape), dtype)
 
@@ -191,58 +203,101 @@ def _launch(
         refs = {}
         multiplies = step.kind == "multiply"
         # Where features come first, all vectors of a tile are one operand.
-        whole = rows if multiplies and axis == 0 else None
+        whole = rows if multiplies and axis == 0 else 0
         if step.slab_in:
             width = plan.depth if multiplies and axis == -1 else whole
-            refs["slab_in"] = slab(config.stages, step.slab_in, types.x, width)
+            refs["slab_in"] = slab(
+                config.stages, step.slab_in, types.x, run=step.run, width=width
+            )
             copies = refs["slab_in"].shape[1]
             refs["x_loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         if step.slab_out:
-            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y, whole)
+            refs["slab_out"] = slab(
+                config.out_stages, step.slab_out, types.y, run=step.run, width=whole
+            )
         if multiplies:
             copies = types.pieces * plan.factors[step.factor].c // plan.depth
+            barriers = lanes
+            if step.resident:
+                shape = (step.units, step.weights // plan.depth, plan.depth)
+                refs["weights"] = slabs.slab(shape, types.operand)
+                copies *= pl.cdiv(step.units, config.warpgroups)
+                barriers = config.warpgroups
             refs["weights_loaded"] = plgpu.Barrier(
-                num_arrivals=copies, num_barriers=lanes
+                num_arrivals=copies, num_barriers=barriers
             )
         return refs
 
+    def weights_ring() -> list[Any]:
+        if not plan.slab_weights:
+            return []
+        shape = (lanes, plan.slab_weights // plan.depth, plan.depth)
+        return [slabs.slab(shape, types.operand)]
+
+    def barriers() -> list[Any]:
+        if plan.cluster == 1:
+            return []
+        barrier = plgpu.ClusterBarrier(
+            collective_axes=(chain_plan.SHARE,), num_arrivals=config.warpgroups
+        )
+        shape = (config.warpgroups, *plan.shares.tile, rows)
+        return [barrier, barrier, plgpu.SMEM(shape, types.operand)]
+
+    def memory(group: Sequence[int]) -> Any:
+        """Memory for buffers that take turns in it."""
+        refs = [
+            plgpu.SMEM(plan.buffers[index].shape, plan.buffers[index].dtype)
+            for index in group
+        ]
+        return plgpu.RefUnion(*refs) if len(refs) > 1 else refs[0]
+
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, buffers, weights, steps, phase = refs
+        *inputs, y_ref, groups, weights, steps, phase, exchanged = refs
+        buffers = dict(
+            pair
+            for group, refs in zip(plan.groups, groups, strict=True)
+            for pair in zip(group, refs if len(group) > 1 else [refs], strict=True)
+        )
         _Kernel(
             plan,
             config,
             activation,
             axis,
             num_tiles,
-            ctas,
+            clusters,
             x_ref,
             inputs[: len(blocks)],
             inputs[len(blocks)] if bias is not None else None,
             y_ref,
             buffers,
-            weights,
+            weights[0] if weights else None,
             steps,
             phase,
+            *(exchanged or (None, None, None)),
         ).run()
 
     y = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
-            [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
-            slabs.slab(
-                (lanes, plan.slab_weights // plan.depth, plan.depth), types.operand
-            ),
+            [memory(group) for group in plan.groups],
+            weights_ring(),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
+            barriers(),
         ],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
-        grid=(ctas,),
-        grid_names=("cta",),
+        grid=(clusters,),
+        grid_names=("tile",),
         num_threads=config.warpgroups,
         thread_name="wg",
+        **(
+            {"cluster": (plan.cluster,), "cluster_names": (chain_plan.SHARE,)}
+            if plan.cluster > 1
+            else {}
+        ),
     )(x, *blocks, *([] if bias is None else [bias]))
     y = compat.varying_as(y, x, *blocks)
     return y if axis == -1 else y.reshape(n_out, batch)
@@ -257,34 +312,48 @@ class _Kernel:
     activation: Activation | None
     axis: int
     num_tiles: int
-    ctas: int
+    clusters: int
     x: Any
     blocks: Sequence[Any]
     bias: Any
     y: Any
-    buffers: Sequence[Any]
+    buffers: Mapping[int, Any]
     weights: Any
     scratch: Sequence[dict[str, Any]]
     phase: Any
+    written: Any
+    loaded: Any
+    last_loaded: Any
 
     def run(self) -> None:
-        """Takes tiles until there are none left."""
+        """Takes tiles until none are left; the CTAs of a cluster take the same ones."""
         steps = self.plan.steps
+        for index, step in enumerate(steps):
+            if step.resident:
+                self.fetch_resident(index, step)
         for ahead in range(self.config.stages):
             for index, step in enumerate(steps):
                 if step.slab_in:
                     self.fetch_x(index, step, jnp.int32(ahead))
-            self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
+            if self.num_products:
+                self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
 
         def take_tile(turn: jax.Array, carry: None) -> None:
             for index, step in enumerate(steps):
-                self.apply(index, step, turn)
-                if index < len(steps) - 1 or self.plan.ends_where_it_began:
+                if step.kind == "exchange":
+                    self.exchange(step)
+                else:
+                    self.apply(index, step, turn)
+                if index + 1 < len(steps):
+                    if steps[index + 1].kind != "exchange":
+                        self.meet()
+                elif self.plan.ends_where_it_began:
                     self.meet()
             return carry
 
         mine = jax.lax.div(
-            self.num_tiles - jax.lax.axis_index("cta") + self.ctas - 1, self.ctas
+            self.num_tiles - jax.lax.axis_index("tile") + self.clusters - 1,
+            self.clusters,
         )
         jax.lax.fori_loop(0, mine, take_tile, None)
         plgpu.wait_smem_to_gmem(0)
@@ -293,6 +362,11 @@ class _Kernel:
         """Waits for the CTA's other warpgroups."""
         plgpu.barrier_arrive(self.phase)
         plgpu.barrier_wait(self.phase)
+
+    @property
+    def mine(self) -> Any:
+        """Which share of the features this CTA holds."""
+        return jax.lax.axis_index(chain_plan.SHARE) if self.plan.cluster > 1 else 0
 
     def turns(self, step: Step) -> int:
         """Units of a tile for each warpgroup, the last perhaps idle."""
@@ -320,7 +394,7 @@ class _Kernel:
         return pl.ds(pl.multiple_of(tile * rows, rows), rows)
 
     def tile_of(self, turn: jax.Array) -> jax.Array:
-        return jax.lax.axis_index("cta") + turn * self.ctas
+        return jax.lax.axis_index("tile") + turn * self.clusters
 
     def fetch_x(self, index: int, step: Step, serial: jax.Array) -> None:
         """Starts the copies for unit number `serial` of a step, counted over tiles."""
@@ -340,19 +414,19 @@ class _Kernel:
 
     @property
     def products(self) -> list[tuple[int, int]]:
-        """Steps that multiply: their indices, and how many products come before."""
+        """Steps that fetch weights: their indices, and the products before them."""
         found, before = [], 0
         for index, step in enumerate(self.plan.steps):
-            if step.kind == "multiply":
+            if step.kind == "multiply" and not step.resident:
                 found.append((index, before))
                 before += self.turns(step)
         return found
 
     @property
     def num_products(self) -> int:
-        """Products of a tile for each warpgroup, over all its steps."""
+        """Products of a tile for which each warpgroup fetches weights."""
         steps = self.plan.steps
-        return sum(self.turns(step) for step in steps if step.kind == "multiply")
+        return sum(self.turns(steps[index]) for index, _ in self.products)
 
     def fetch_weights(self, serial: jax.Array, places: Sequence[int]) -> None:
         """Starts the copies for product number `serial`, counted over steps and tiles.
@@ -364,7 +438,7 @@ class _Kernel:
         turn = jax.lax.div(serial, self.num_products)
         place = jax.lax.rem(serial, self.num_products)
         at = self.stage(serial, self.config.stages)
-        slab, depth = self.weights.at[at], self.plan.depth
+        slab = self.weights.at[at]
         wanted = self.tile_of(turn) < self.num_tiles
         for index, first in self.products:
             step = self.plan.steps[index]
@@ -373,27 +447,48 @@ class _Kernel:
                 continue
             unit = self.unit_of(step, place - first)
             loaded = self.scratch[index]["weights_loaded"].at[at]
-            rows = pl.ds(step.first_row, step.num_rows)
-            columns = self.plan.factors[step.factor].c
-
-            def copy(
-                step: Step = step,
-                unit: jax.Array = unit,
-                loaded: Any = loaded,
-                rows: Any = rows,
-                columns: int = columns,
-            ) -> None:
-                for panel, piece in itertools.product(
-                    range(columns // depth), range(self.plan.types.pieces)
-                ):
-                    source = self.blocks[step.factor].at[
-                        unit, piece, rows, pl.ds(panel * depth, depth)
-                    ]
-                    target = slab.at[self.rows_of_weights(step, panel, piece)]
-                    plgpu.copy_gmem_to_smem(source, target, loaded)
-
+            copy = functools.partial(self.copy_weights, step, unit, slab, loaded)
             here = (place >= first) & (place < first + size)
             pl.when(wanted & here)(functools.partial(self.when_busy, step, unit, copy))
+
+    def copy_weights(self, step: Step, unit: jax.Array, slab: Any, loaded: Any) -> None:
+        """Starts the copies of one unit's weights into a slab."""
+        depth, block = self.plan.depth, self.whole_block(step, unit)
+        rows = pl.ds(step.first_row, step.num_rows)
+        for panel, piece in itertools.product(
+            range(self.plan.factors[step.factor].c // depth),
+            range(self.plan.types.pieces),
+        ):
+            source = self.blocks[step.factor].at[
+                block, piece, rows, pl.ds(panel * depth, depth)
+            ]
+            target = slab.at[self.rows_of_weights(step, panel, piece)]
+            plgpu.copy_gmem_to_smem(source, target, loaded)
+
+    def fetch_resident(self, index: int, step: Step) -> None:
+        """Starts the copies of all weights of a step that this warpgroup needs."""
+        refs = self.scratch[index]
+        loaded = refs["weights_loaded"].at[jax.lax.axis_index("wg")]
+        copies = self.plan.factors[step.factor].c // self.plan.depth
+        copies *= self.plan.types.pieces
+
+        def fetch(local: jax.Array, carry: None) -> None:
+            unit = self.unit_of(step, local)
+
+            @functools.partial(self.when_busy, step, unit)
+            def _() -> None:
+                self.copy_weights(step, unit, refs["weights"].at[unit], loaded)
+
+            if step.units % self.config.warpgroups:
+
+                @pl.when(unit >= step.units)
+                def _() -> None:
+                    for _ in range(copies):
+                        plgpu.barrier_arrive(loaded)
+
+            return carry
+
+        jax.lax.fori_loop(0, self.turns(step), fetch, None)
 
     def rows_of_weights(
         self, step: Step, panel: int, piece: int, first: int = 0, size: int = 0
@@ -408,8 +503,9 @@ class _Kernel:
         """A panel of what a unit reads of x: (rows, features) or the transpose."""
         if self.axis == -1:
             start = self.start(unit, step.slab_in, panel * width)
+            start = self.whole_feature(step, start, width)
             return self.x.at[self.rows_of(tile), pl.ds(start, width)]
-        i, k = self.block_of(step, unit)
+        i, k = self.split(step, self.whole_block(step, unit))
         start = self.start(tile, self.config.rows, panel * width)
         return self.x.at[i, :, k, pl.ds(start, width)]
 
@@ -419,24 +515,119 @@ class _Kernel:
         """A panel of what a unit writes of y: (rows, features) or the transpose."""
         size = step.slab_out
         if self.axis == 0:
-            i, k = self.block_of(step, unit)
+            i, k = self.split(step, self.whole_block(step, unit))
             start = self.start(tile, self.config.rows, panel * width)
             return self.y.at[i, pl.ds(step.first_row, size), k, pl.ds(start, width)]
-        b = self.plan.factors[step.factor].b
-        if step.num_rows < b:  # A run of d features is one row of the blocks.
-            unit += jax.lax.div(unit, step.num_rows) * (b - step.num_rows)
-            unit += step.first_row
         start = self.start(unit, size, panel * width)
+        factor = self.plan.factors[step.factor]
+        if step.num_rows < factor.b:  # A share of the rows of every block.
+            block = jax.lax.div(start, step.num_rows * factor.d)
+            start += (block * (factor.b - step.num_rows) + step.first_row) * factor.d
+        start = self.whole_feature(step, start, width)
         return self.y.at[self.rows_of(tile), pl.ds(start, width)]
+
+    def whole_feature(self, step: Step, feature: jax.Array, width: int) -> jax.Array:
+        """Where a feature of this CTA's is among all, with what divides it made known.
+
+        Args:
+          step: that reads x or writes y, as its factor's features are shared out.
+          feature: a multiple of `width`.
+          width: features that follow one another, too, among all.
+        """
+        plan = self.plan
+        if plan.cluster > 1:
+            if plan.held[step.factor] == "outer":
+                factor = plan.factors[step.factor]
+                size = factor.b if step.slab_out else factor.c
+                feature += self.mine * (factor.num_blocks * size)
+            else:
+                u = jax.lax.div(feature, plan.share)
+                feature += (u * (plan.cluster - 1) + self.mine) * plan.share
+        return pl.multiple_of(feature, width)
+
+    def whole_block(self, step: Step, unit: jax.Array) -> jax.Array:
+        """Where a block (i, k) of this CTA's, i·d + k, is among all."""
+        plan = self.plan
+        if plan.cluster == 1:
+            return unit
+        if plan.held[step.factor] == "outer":
+            return unit + self.mine * plan.factors[step.factor].num_blocks
+        # Blocks that differ in k follow one another as features that differ in v do.
+        u = jax.lax.div(unit, plan.share)
+        return unit + (u * (plan.cluster - 1) + self.mine) * plan.share
 
     def start(self, index: jax.Array, size: int, offset: int) -> jax.Array:
         """index · size + offset, with what divides it made known."""
         return pl.multiple_of(index * size + offset, math.gcd(size, offset))
 
     def block_of(self, step: Step, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Which block (i, k) of the step's factor a unit is."""
+        """Which block (i, k) of this CTA's part of the step's factor a unit is."""
         d = self.plan.factors[step.factor].d
         return jax.lax.div(unit, d), jax.lax.rem(unit, d)
+
+    def split(self, step: Step, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(i, k) of a block among all, whose index is i·d + k."""
+        d = self.plan.whole[step.factor].d
+        return jax.lax.div(block, d), jax.lax.rem(block, d)
+
+    def exchange(self, step: Step) -> None:
+        """Swaps features with the cluster's CTAs, in the same memory M of each.
+
+        Each warpgroup loads what it needs of all CTAs' M into registers, and then
+        stores it to its own. Two barriers of the cluster order that. A warpgroup
+        arrives at them by a few of its threads, in all CTAs at once, so before that all
+        its threads meet, in `commit_smem`.
+
+        `written`  A warpgroup arrives when it has written its share of M, and waits for
+                   all of the cluster before it loads: what it loads is there.
+        `loaded`   It arrives when what it loaded has come, and waits for all before it
+                   stores: nobody still reads what it overwrites. An arrival would not
+                   wait for a load under way, but a store of what was loaded does; so
+                   the sum of all that was loaded is stored first, for nobody.
+
+        No phase is missed: nobody arrives at `written` for the next tile before all
+        have arrived at `loaded` for this one, and so have waited at `written`; nor at
+        `loaded` before all have arrived at `written`, and so have waited at `loaded`.
+
+        A CTA may leave after its last `loaded`. Nobody reads its M any more, nothing
+        else of it is ever read by others, and all arrivals that there are at its
+        barriers have come, for it has waited for them.
+        """
+        assert step.source is not None
+        assert step.target is not None
+        plan, wg = self.plan, jax.lax.axis_index("wg")
+        load = cluster.load_by_outer
+        if plan.held[0] == "inner":
+            load = cluster.load_by_inner
+
+        def part(index: int, piece: int) -> Any:
+            layout = plan.buffers[index]
+            minor = pl.ds(0, layout.inner) if layout.inner > 1 else 0
+            return self.buffers[index].at[
+                piece, :, pl.ds(0, layout.middle), minor, pl.ds(0, layout.rows)
+            ]
+
+        plgpu.barrier_arrive(self.written)
+        plgpu.barrier_wait(self.written)
+        found = [
+            pair
+            for piece in range(plan.types.pieces)
+            for pair in load(
+                part(step.source, piece),
+                part(step.target, piece),
+                plan.shares,
+                warpgroup=wg,
+                warpgroups=self.config.warpgroups,
+            )
+        ]
+        values = [value for _, value in found]
+        self.last_loaded.at[wg][...] = functools.reduce(operator.add, values)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self.loaded)
+        plgpu.barrier_wait(self.loaded)
+        for target, value in found:
+            target[...] = value
+        plgpu.commit_smem()
 
     def apply(self, index: int, step: Step, turn: jax.Array) -> None:
         """Runs one step on the tile of a turn."""
@@ -444,15 +635,21 @@ class _Kernel:
         tile = self.tile_of(turn)
 
         stages = self.config.stages
-        first = dict(self.products).get(index, 0)
+        first = dict(self.products).get(index)
         # Where in a tile the products are that are fetched meanwhile.
         places = [
-            (first + local + stages) % self.num_products for local in range(per_tile)
+            (first + local + stages) % self.num_products
+            for local in range(per_tile)
+            if first is not None
         ]
+        if step.resident:
+            loaded = self.scratch[index]["weights_loaded"]
+            mine = loaded.at[jax.lax.axis_index("wg")]
+            pl.when(turn == 0)(lambda: plgpu.barrier_wait(mine))
 
         def take_unit(local: jax.Array, carry: None) -> None:
             serial = turn * per_tile + local
-            product = turn * self.num_products + first + local
+            product = turn * self.num_products + (first or 0) + local
             unit = self.unit_of(step, local)
             self.when_busy(
                 step,
@@ -461,7 +658,7 @@ class _Kernel:
             )
             if step.slab_in:
                 self.fetch_x(index, step, serial + stages)
-            if step.kind == "multiply":
+            if first is not None:
                 self.fetch_weights(product + stages, places)
             return carry
 
@@ -491,9 +688,13 @@ class _Kernel:
             case "load":
                 self.load(step, unit, slab)
             case "multiply":
-                at = self.stage(product, config.stages)
-                plgpu.barrier_wait(refs["weights_loaded"].at[at])
-                self.multiply(step, unit, slab, self.weights.at[at], out)
+                if step.resident:
+                    weights = refs["weights"].at[unit]
+                else:
+                    at = self.stage(product, config.stages)
+                    plgpu.barrier_wait(refs["weights_loaded"].at[at])
+                    weights = self.weights.at[at]
+                self.multiply(step, unit, slab, weights, out)
             case "store":
                 self.store(step, unit, out)
         # TMA may read what was just written, and overwrite what was just read.
@@ -586,7 +787,7 @@ class _Kernel:
         if step.factor > 0 or self.bias is None:
             return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
         bias = plgpu.load(
-            self.bias.at[unit, pl.ds(first_row, length)],
+            self.bias.at[self.whole_block(step, unit), pl.ds(first_row, length)],
             layout=layout.reduce(0),
             optimized=False,
         )
@@ -658,12 +859,20 @@ class _Kernel:
                 for panel in range(count)
             ]
         layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
+        size, rows = count * width, pl.ds(0, self.config.rows)
         runs = []
         for panel in range(count):
-            run, rows = pl.ds(panel * width, width), pl.ds(0, self.config.rows)
-            at: tuple[Any, ...] = (unit, run, 0, rows)
+            if size % layout.run:
+                feature = unit * size + panel * width
+                number = jax.lax.div(feature, layout.run)
+                start: Any = pl.multiple_of(jax.lax.rem(feature, layout.run), width)
+            else:
+                before, start = divmod(panel * width, layout.run)
+                number = unit * (size // layout.run) + before
+            at: tuple[Any, ...] = (number, pl.ds(start, width), 0, rows)
             if layout.inner > 1:
-                p = jax.lax.div(unit, layout.middle)
-                at = (p, jax.lax.rem(unit, layout.middle), run, rows)
+                p = jax.lax.div(number, layout.middle)
+                q = jax.lax.rem(number, layout.middle)
+                at = (p, q, pl.ds(start, width), rows)
             runs.append([ref.at[piece, *at].T for piece in range(layout.pieces)])
         return runs
