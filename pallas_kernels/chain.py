@@ -240,6 +240,7 @@ def _launch(
         barrier = plgpu.ClusterBarrier(
             collective_axes=(chain_plan.SHARE,), num_arrivals=config.warpgroups
         )
+        assert plan.shares is not None
         shape = (config.warpgroups, *plan.shares.tile, rows)
         return [barrier, barrier, plgpu.SMEM(shape, types.operand)]
 
@@ -595,6 +596,7 @@ class _Kernel:
         """
         assert step.source is not None
         assert step.target is not None
+        assert self.plan.shares is not None
         plan, wg = self.plan, jax.lax.axis_index("wg")
         load = cluster.load_by_outer
         if plan.held[0] == "inner":
@@ -709,6 +711,10 @@ class _Kernel:
     def load(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of x, or a block's, from a slab into a buffer."""
         assert step.target is not None
+        if self.is_narrow(step):
+            tile = plgpu.load(slab, layout=_narrow(), optimized=False)
+            self.write(step.target, self.narrow(step, step.target, unit), tile)
+            return
         for panel, parts in enumerate(self.panels(step, step.target, unit, slab)):
             source = slab.at[panel]
             layout = self.moved(source)
@@ -718,14 +724,41 @@ class _Kernel:
     def store(self, step: Step, unit: jax.Array, slab: Any) -> None:
         """Brings a run of features of y, or a block's, from a buffer into a slab."""
         assert step.source is not None
+        if self.is_narrow(step):
+            parts = self.narrow(step, step.source, unit)
+            slab[...] = self.sum_of(parts, _narrow())
+            return
         for panel, parts in enumerate(self.panels(step, step.source, unit, slab)):
             target = slab.at[panel]
-            layout = self.moved(target)
-            found = [plgpu.load(part, layout=layout, optimized=False) for part in parts]
-            if len(found) > 1:  # The smallest first.
-                wide = [piece.astype(jnp.float32) for piece in reversed(found)]
-                found = [functools.reduce(operator.add, wide)]
-            target[...] = found[0].astype(self.plan.types.y)
+            target[...] = self.sum_of(parts, self.moved(target))
+
+    def sum_of(self, parts: Sequence[Any], layout: Any) -> jax.Array:
+        """Numbers of y, from a part of a buffer for each of their pieces."""
+        found = [plgpu.load(part, layout=layout, optimized=False) for part in parts]
+        if len(found) > 1:  # The smallest first.
+            wide = [piece.astype(jnp.float32) for piece in reversed(found)]
+            found = [functools.reduce(operator.add, wide)]
+        return found[0].astype(self.plan.types.y)
+
+    def is_narrow(self, step: Step) -> bool:
+        """Whether a step moves runs of features that are too few for a warpgroup."""
+        if self.axis == 0:
+            return False
+        return chain_plan.is_narrow(self.config.rows, step.run)
+
+    def narrow(self, step: Step, buffer: int, unit: jax.Array) -> list[Any]:
+        """The runs (runs, rows, features) that a unit moves, for each piece."""
+        layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
+        count = (step.slab_in or step.slab_out) // step.run
+        first = pl.multiple_of(unit * count, count)
+        run, rows = pl.ds(0, step.run), pl.ds(0, self.config.rows)
+        at: tuple[Any, ...] = (pl.ds(first, count), run, 0, rows)
+        if layout.inner > 1:
+            p, q = jax.lax.div(first, layout.middle), jax.lax.rem(first, layout.middle)
+            at = (p, pl.ds(pl.multiple_of(q, count), count), run, rows)
+        return [
+            ref.at[piece, *at].transpose((0, 2, 1)) for piece in range(layout.pieces)
+        ]
 
     def multiply(
         self, step: Step, unit: jax.Array, slab: Any, weights: Any, out: Any
@@ -876,3 +909,13 @@ class _Kernel:
                 at = (p, q, pl.ds(start, width), rows)
             runs.append([ref.at[piece, *at].T for piece in range(layout.pieces)])
         return runs
+
+
+def _narrow() -> Any:
+    """How (runs, rows, 8) features lie in registers: a run for each warp."""
+    return compat.tiled_layout(
+        ((4, 8, 8), (1, 8, 8), (2,)),
+        warp_dims=(-7,),
+        lane_dims=(-3, -2),
+        vector_dim=-1,
+    )

@@ -21,6 +21,7 @@ from pallas_kernels.chain_plan import Plan, Types
 
 _MAX_BARRIERS = 32  # In one allocation.
 _CLUSTERS = (1, 2, 4, 8, 16)
+_WORTH = 1.1  # A cluster has to be predicted to be so much faster.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,18 +139,11 @@ def default_config(
         except NotImplementedError as error:
             reason = reason or error
             continue
-        moved = traffic.count(plan, rows=tile.rows, mma=tile.mma)
-        for warpgroups, stages, out_stages in itertools.product(
-            _WARPGROUPS, _STAGES, _OUT_STAGES
-        ):
-            if warpgroups * stages > _MAX_BARRIERS:
-                continue
-            config = dataclasses.replace(
-                tile, warpgroups=warpgroups, stages=stages, out_stages=out_stages
-            )
-            seconds = _seconds(plan, config, batch, moved)
-            if seconds < best:
-                best, least = seconds, _filling(plan, config)
+        for resident in range(len(shapes) + 1):
+            kept = dataclasses.replace(tile, resident=resident)
+            found = _best_crew(plan.keeping(resident), kept, batch, best)
+            if found is not None:
+                best, least = found
     if least is None:
         raise reason or NotImplementedError(
             f"chain: the patterns {list(shapes)} need more registers than there are"
@@ -162,14 +156,36 @@ def _tiles(num_factors: int) -> Iterator[Config]:
     for cluster, rows, m_warps in itertools.product(_CLUSTERS, _ROWS, _M_WARPS):
         if rows % tiles.Mma(m_warps).m or (cluster > 1 and num_factors == 1):
             continue
-        for shares, resident in itertools.product(_SHARES, range(num_factors + 1)):
-            yield Config(
-                rows=rows,
-                m_warps=m_warps,
-                shares=shares,
-                cluster=cluster,
-                resident=resident,
-            )
+        for shares in _SHARES:
+            yield Config(rows=rows, m_warps=m_warps, shares=shares, cluster=cluster)
+
+
+def _best_crew(
+    plan: Plan, config: Config, batch: int, best: float
+) -> tuple[float, Config] | None:
+    """The fastest of the configurations that differ in a CTA's crew and its stages.
+
+    Returns:
+      Its seconds, more than predicted for clusters, and itself; None if there is none
+      below `best`.
+    """
+    moved = traffic.count(plan, rows=config.rows, mma=config.mma)
+    worth = _WORTH if plan.cluster > 1 else 1.0
+    if worth * batch * traffic.least_seconds(plan, moved) >= best:
+        return None
+    least = None
+    for warpgroups, stages, out_stages in itertools.product(
+        _WARPGROUPS, _STAGES, _OUT_STAGES
+    ):
+        if warpgroups * stages > _MAX_BARRIERS:
+            continue
+        crew = dataclasses.replace(
+            config, warpgroups=warpgroups, stages=stages, out_stages=out_stages
+        )
+        seconds = worth * _seconds(plan, crew, batch, moved)
+        if seconds < best:
+            best, least = seconds, crew
+    return None if least is None else (best, _filling(plan, least))
 
 
 def _filling(plan: Plan, config: Config) -> Config:

@@ -32,6 +32,8 @@ OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
 
 SHARE = "share"  # The axis of a cluster: which share of the features a CTA holds.
 
+_WARPS = 4  # Of a warpgroup.
+_NARROW = 8  # Features of an 8 × 8 matrix, the least that is moved of a run.
 _MOVED = 64  # Features that are moved at once, where they come in shorter runs.
 
 # How the CTAs of a cluster share out features; see `pallas_kernels.cluster`.
@@ -184,9 +186,11 @@ class Plan:
         weights, the same for all factors, which take turns in the same slabs.
       held: for each factor, how a cluster shares out the features that it takes and
         makes.
+      groups: indices of buffers, those together that take turns in the same memory.
       cluster: CTAs of a cluster.
       share: features (u, v) of the same u that one CTA holds, where they are shared
         out by inner; 0 without a cluster.
+      shares: what the CTAs exchange, None without a cluster.
     """
 
     factors: tuple[Factor, ...]
@@ -195,8 +199,10 @@ class Plan:
     types: Types
     depth: int
     held: tuple[Held, ...]
+    groups: tuple[tuple[int, ...], ...]
     cluster: int = 1
     share: int = 0
+    shares: Shares | None = None
 
     @property
     def whole(self) -> tuple[Factor, ...]:
@@ -225,7 +231,7 @@ class Plan:
                 self.types.y_bytes * warpgroups * out_stages * rows * step.slab_out,
                 OPERAND_BYTES * step.units * step.weights * step.resident,
             ]
-        if self.exchange is not None:
+        if self.shares is not None:
             tile = math.prod(self.shares.tile) * rows
             parts.append(OPERAND_BYTES * warpgroups * tile)
         barriers = 8 * ((len(self.steps) + 1) * lanes + 3)
@@ -241,26 +247,26 @@ class Plan:
         """The step that exchanges features."""
         return next((step for step in self.steps if step.kind == "exchange"), None)
 
-    @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of buffers, those together that take turns in the same memory."""
-        pair: tuple[int, ...] = ()
-        if self.exchange is not None:
-            assert self.exchange.source is not None
-            assert self.exchange.target is not None
-            pair = (self.exchange.source, self.exchange.target)
-        alone = [(i,) for i in range(len(self.buffers)) if i not in pair]
-        return (*alone, pair) if pair else tuple(alone)
+    def keeping(self, resident: int) -> "Plan":
+        """The plan with the weights of so many factors resident, the smallest first.
 
-    @property
-    def shares(self) -> Shares:
-        """What is exchanged."""
-        assert self.exchange is not None
-        assert self.exchange.source is not None
-        assert self.exchange.target is not None
-        source = self.buffers[self.exchange.source]
-        target = self.buffers[self.exchange.target]
-        return _shares(source, target, self.cluster)
+        Raises:
+          NotImplementedError: if there are not so many factors.
+        """
+        if resident > len(self.factors):
+            raise NotImplementedError(
+                f"chain: there are {len(self.factors)} factors, of which {resident} "
+                "cannot be resident"
+            )
+        sizes = [factor.num_weights for factor in self.factors]
+        kept = sorted(range(len(sizes)), key=sizes.__getitem__)[:resident]
+        steps = [
+            dataclasses.replace(
+                step, resident=step.kind == "multiply" and step.factor in kept
+            )
+            for step in self.steps
+        ]
+        return dataclasses.replace(self, steps=tuple(steps))
 
     @property
     def ends_where_it_began(self) -> bool:
@@ -298,17 +304,12 @@ def plan(
     Raises:
       NotImplementedError: if the chain does not fit the kernel; the message says why.
     """
-    if resident > len(shapes):
-        raise NotImplementedError(
-            f"chain: there are {len(shapes)} factors, of which {resident} cannot be "
-            "resident"
-        )
     found: list[Plan] = []
     reasons: list[NotImplementedError] = []
     for held in _ways_to_hold(shapes, cluster):
         planner = _Planner(types, rows, mma, batch_first, held, cluster)
         try:
-            found.append(planner.plan(shapes, shares, resident))
+            found.append(planner.plan(shapes, shares).keeping(resident))
         except NotImplementedError as error:
             reasons.append(error)
     if not found:
@@ -355,11 +356,9 @@ class _Planner:
     held: tuple[Held, ...]
     cluster: int
 
-    def plan(self, shapes: Sequence[Sequence[int]], shares: int, resident: int) -> Plan:
+    def plan(self, shapes: Sequence[Sequence[int]], shares: int) -> Plan:
         """The plan for one way to hold features."""
         factors = self.embed_chain(shapes)
-        by_size = sorted(range(len(factors)), key=lambda i: factors[i].num_weights)
-        kept = by_size[:resident]
         share = 0
         if self.cut:
             left = self.held[0] == "inner"
@@ -391,7 +390,6 @@ class _Planner:
                     num_rows=factor.b,
                     slab_in=factor.c if source is None else 0,
                     weights=self.types.pieces * factor.b * factor.c,
-                    resident=index in kept,
                 )
             )
             source = target
@@ -402,7 +400,7 @@ class _Planner:
                 steps.append(Step("exchange", units, index, source, len(buffers) - 1))
                 source = len(buffers) - 1
         taken = {source, *exchanged}
-        self.finish(factors, share, shares, 0 in kept, source, taken, steps, buffers)
+        self.finish(factors, share, shares, source, taken, steps, buffers)
         depth = min(
             _depth(buffers, step.source, factors[step.factor])
             for step in steps
@@ -415,8 +413,19 @@ class _Planner:
             self.types,
             depth,
             self.held,
+            _groups(steps, len(buffers)),
             self.cluster,
             share,
+            next(
+                (
+                    _shares(buffers[step.source], buffers[step.target], self.cluster)
+                    for step in steps
+                    if step.kind == "exchange"
+                    and step.source is not None
+                    and step.target is not None
+                ),
+                None,
+            ),
         )
 
     @property
@@ -437,7 +446,8 @@ class _Planner:
     ) -> int | None:
         """Brings x into a buffer, if need be; returns which."""
         first, types = factors[-1], self.types
-        if not _loads(first, types, batch_first=self.batch_first):
+        scattered = self.is_scattered(len(factors) - 1)
+        if not (scattered or _loads(first, types, batch_first=self.batch_first)):
             return None
         buffers.append(
             Buffer(first.a, first.c, first.d, self.rows, types.pieces, types.operand)
@@ -445,7 +455,7 @@ class _Planner:
         run = size = first.c
         if self.batch_first:
             features = first.a * first.c * first.d
-            run, size = self.moved(buffers[0].run, features, self.held[-1], share)
+            run, size = self.moved(buffers[0], features, self.held[-1], share)
         units = first.a * first.c * first.d // size
         steps.append(
             Step("load", units, len(factors) - 1, None, 0, slab_in=size, run=run)
@@ -457,7 +467,6 @@ class _Planner:
         factors: Sequence[Factor],
         share: int,
         shares: int,
-        resident: bool,
         source: int | None,
         taken: set[int | None],
         steps: list[Step],
@@ -465,7 +474,9 @@ class _Planner:
     ) -> None:
         """Multiplies by the last factor, in shares, and stores y."""
         last, types = factors[0], self.types
-        stores = _stores(last, types, batch_first=self.batch_first)
+        stores = self.is_scattered(0) or _stores(
+            last, types, batch_first=self.batch_first
+        )
         if not stores and shares > 1:
             raise NotImplementedError(
                 "chain: only a step that stores y can be shared out"
@@ -503,7 +514,6 @@ class _Planner:
                     slab_in=last.c if source is None else 0,
                     slab_out=0 if stores else num_rows,
                     weights=types.pieces * num_rows * last.c,
-                    resident=resident,
                 )
             )
             if not stores:
@@ -512,13 +522,9 @@ class _Planner:
             run = size = num_rows
             features = last.a * num_rows * last.d
             if self.batch_first:
-                run, size = self.moved(
-                    buffers[target].run, features, self.held[0], share
-                )
-            if not _can_move(self.rows, run, self.batch_first):
-                raise NotImplementedError(
-                    f"chain: {run} features of {self.rows} rows cannot be moved at once"
-                )
+                run, size = self.moved(buffers[target], features, self.held[0], share)
+            elif not _can_move(self.rows, run, self.batch_first):
+                raise _cannot_be_moved(run, self.rows)
             steps.append(
                 Step(
                     "store",
@@ -533,12 +539,34 @@ class _Planner:
                 )
             )
 
-    def moved(self, run: int, features: int, held: Held, share: int) -> tuple[int, int]:
-        """Features of a run that is moved between a buffer and HBM, and of a unit."""
+    def moved(
+        self, buffer: Buffer, features: int, held: Held, share: int
+    ) -> tuple[int, int]:
+        """Features of a run that is moved between a buffer and HBM, and of a unit.
+
+        Raises:
+          NotImplementedError: if a warpgroup cannot move them.
+        """
         if self.cluster == 1 or held == "outer":
-            return run, run
-        run = math.gcd(run, share)
-        return run, run * math.gcd(features // run, max(1, _MOVED // run))
+            run = size = buffer.run
+        else:
+            run = math.gcd(buffer.run, share)
+            size = run * math.gcd(features // run, max(1, _MOVED // run))
+        count = size // run
+        together = (
+            is_narrow(self.rows, run)
+            and run == buffer.run
+            and count % _WARPS == 0
+            and (buffer.inner == 1 or buffer.middle % count == 0)
+        )
+        if not (together or _can_move(self.rows, run, batch_first=True)):
+            raise _cannot_be_moved(run, self.rows)
+        return run, size
+
+    def is_scattered(self, index: int) -> bool:
+        """Whether a CTA has less of x or y than whole runs of d features."""
+        inner = self.cluster > 1 and self.held[index] == "inner"
+        return inner and self.batch_first
 
     def can_end_in(self, buffer: Buffer | None, last: Factor) -> bool:
         """Whether the last factor can work in place, and y be stored from there."""
@@ -548,7 +576,8 @@ class _Planner:
         if (buffer.pieces, buffer.dtype) != (types.result_pieces, types.result):
             return False
         if self.batch_first:
-            return _can_move(buffer.rows, buffer.run, batch_first=True)
+            fits = _can_move(buffer.rows, buffer.run, batch_first=True)
+            return fits or (self.cluster > 1 and is_narrow(buffer.rows, buffer.run))
         return buffer.num_parts(last, last.b) == 1
 
     def between(
@@ -646,8 +675,11 @@ class _Planner:
         options = tuple(
             factor
             for factor in options
-            if (index > 0 or _can_store(factor, types, rows, batch_first))
-            and (not is_last or _can_load(factor, types, rows, batch_first))
+            if self.is_scattered(index)  # `moved` will tell.
+            or (
+                (index > 0 or _can_store(factor, types, rows, batch_first))
+                and (not is_last or _can_load(factor, types, rows, batch_first))
+            )
         )
         if not options:
             raise NotImplementedError(
@@ -676,6 +708,29 @@ def _room_for(made: Buffer, buffers: list[Buffer], taken: set[int | None]) -> in
             return index
     buffers.append(made)
     return len(buffers) - 1
+
+
+def is_narrow(rows: int, run: int) -> bool:
+    """Whether runs of features are moved several at once, one for each warp."""
+    return run == _NARROW and move_tile(rows, run) is None
+
+
+def _cannot_be_moved(run: int, rows: int) -> NotImplementedError:
+    return NotImplementedError(
+        f"chain: {run} features of {rows} rows cannot be moved at once"
+    )
+
+
+def _groups(steps: Sequence[Step], num_buffers: int) -> tuple[tuple[int, ...], ...]:
+    """Indices of buffers, those together that features are exchanged between."""
+    pair: tuple[int, ...] = ()
+    for step in steps:
+        if step.kind == "exchange":
+            assert step.source is not None
+            assert step.target is not None
+            pair = (step.source, step.target)
+    alone = [(index,) for index in range(num_buffers) if index not in pair]
+    return (*alone, pair) if pair else tuple(alone)
 
 
 def _shares(one: Buffer, other: Buffer, cluster: int) -> Shares:

@@ -64,5 +64,5 @@ H200 = Chip(
     cta_bytes=1024,
     registers=65_536,
     meet_seconds=0.3e-6,
-    cluster_meet_seconds=0.6e-6,
+    cluster_meet_seconds=0.4e-6,
 )

@@ -20,6 +20,7 @@ memory of `source`, if all meet in between.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -234,6 +235,7 @@ def _tile(outer: int, inner: int, rows: int) -> tuple[int, int]:
     return math.gcd(outer, most // tile_inner), tile_inner
 
 
+@functools.cache
 def _layout(outer: int, inner: int, rows: int) -> Any:
     """How an (outer, inner, rows) tile lies in the registers of a warpgroup."""
     vector = min(_VECTOR, outer * inner * rows // _WARPGROUP)

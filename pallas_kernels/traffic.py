@@ -116,6 +116,7 @@ def registers(plan: Plan, *, rows: int, mma: Mma, warpgroups: int) -> int:
             weights = step.num_rows * plan.depth * mma.m_warps // 2
             most = max(most, (sums + x + weights) // 128)
         elif step.kind == "exchange":
+            assert plan.shares is not None
             numbers = math.prod(plan.shares.tile) * rows * step.units // warpgroups
             most = max(most, numbers // (2 * 128))
         else:
@@ -163,15 +164,9 @@ def seconds(
     )
     if not together:
         return math.inf
-    bytes_of = moved or count(plan, rows=rows, mma=mma)
     at_once = chip.clusters(plan.cluster) * together
-    busy = chip.clusters(plan.cluster) * plan.cluster / chip.multiprocessors
-    per_vector = max(
-        bytes_of.hbm / chip.hbm,
-        bytes_of.l2 / chip.l2,
-        bytes_of.shared / (chip.shared * busy),
-        bytes_of.peers / (chip.peers * busy),
-    )
+    moved = moved or count(plan, rows=rows, mma=mma)
+    per_vector = least_seconds(plan, moved, chip=chip)
     turns = sum(-(-step.units // warpgroups) for step in plan.steps)
     # `stages` products are fetched ahead, and as many arrive in the time of one fetch.
     products = sum(
@@ -181,8 +176,8 @@ def seconds(
     )
     late = max(0, products - stages) / stages
     meetings = (len(plan.steps) - 1) * chip.meet_seconds
-    if plan.exchange is not None:
-        meetings += 2 * chip.cluster_meet_seconds
+    if plan.shares is not None:  # All meet before and amid the exchange.
+        meetings += 2 * chip.cluster_meet_seconds - chip.meet_seconds
     rate, late_seconds = rows * per_vector * at_once, late * _FETCH
     if together == 1:
         per_tile = max(rate, late_seconds, turns * _UNIT) + meetings
@@ -195,6 +190,17 @@ def seconds(
     )
     kept *= min(at_once, tiles) * plan.cluster
     return math.ceil(tiles / at_once) * per_tile + kept / chip.l2
+
+
+def least_seconds(plan: Plan, moved: Traffic, *, chip: Chip = H200) -> float:
+    """How long a vector takes, in a large batch, by what is moved alone."""
+    busy = chip.clusters(plan.cluster) * plan.cluster / chip.multiprocessors
+    return max(
+        moved.hbm / chip.hbm,
+        moved.l2 / chip.l2,
+        moved.shared / (chip.shared * busy),
+        moved.peers / (chip.peers * busy),
+    )
 
 
 def resident_ctas(

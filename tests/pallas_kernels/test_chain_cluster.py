@@ -1,5 +1,6 @@
 """The chain kernel over clusters, in the interpreter: values against float64, races."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,12 +20,8 @@ MONARCH = [(1, 32, 32, 32), (32, 32, 32, 1)]
 @both_layouts
 @pytest.mark.parametrize("resident", [0, 1])
 def test_two_ctas_and_ragged_batches(resident, axis):
-    config = Config(**{**fields(PAIR), "resident": resident})
+    config = dataclasses.replace(PAIR, resident=resident)
     check(MONARCH, batch=72, axis=axis, config=config)
-
-
-def fields(config):
-    return {name: getattr(config, name) for name in config.__slots__}
 
 
 @both_layouts
@@ -44,6 +41,12 @@ def test_four_ctas_and_several_tiles_each(axis):
 )
 def test_patterns(shapes, axis):
     check(shapes, batch=32, axis=axis, config=PAIR)
+
+
+@pytest.mark.parametrize("shapes", [MONARCH, MONARCH[::-1]], ids=str)
+def test_runs_of_eight_features(shapes):
+    config = dataclasses.replace(PAIR, warpgroups=1, ctas=4, cluster=4)
+    check(shapes, batch=40, axis=-1, config=config)
 
 
 @both_layouts
