@@ -22,6 +22,8 @@ class Chip:
       registers: of a multiprocessor.
       meet_seconds: lost where the warpgroups of a CTA wait for one another.
       cluster_meet_seconds: lost where those of a cluster do.
+      load_seconds: from a load until its data is there, from L2 or device memory.
+      launch_seconds: that one more kernel takes if it has next to nothing to do.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Chip:
     registers: int
     meet_seconds: float
     cluster_meet_seconds: float
+    load_seconds: float
+    launch_seconds: float
 
     @property
     def shared(self) -> float:
@@ -65,4 +69,6 @@ H200 = Chip(
     registers=65_536,
     meet_seconds=0.3e-6,
     cluster_meet_seconds=0.4e-6,
+    load_seconds=0.8e-6,
+    launch_seconds=3e-6,
 )

@@ -16,29 +16,30 @@ goes by, and fetches x only. See `factor_tiles` for the three ways from x to the
 core; in short: where a block of x is contiguous along features (feature-last, d = 1) or
 along the batch (feature-first), it is multiplied as it was fetched. Of a feature-last x
 with d > 1 whole runs of features are fetched, transposed in shared memory, and all
-their blocks multiplied; the sums go back the same way. float32 goes through the turned
-buffer too, in bfloat16 pieces, except where d = 1 and features come last: there it is
-split in registers.
+their blocks multiplied; the sums go back the same way. float32 is multiplied in
+bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
+registers when they become operands; any other x goes through the turned buffer in
+pieces.
 
-Nothing is permuted in HBM except weights, by XLA before the launch: not at all for
-d = 1 in 16 bits, whose blocks are (a, b, c) already; else w is read and written once,
-2bc/(batch·(b + c)) of the bytes of x and y. Neighbours are merged into larger blocks
-where b or c is far below 16, or where d is none of 1, 2, 4 and multiples of 8 in a
-feature-last array.
+Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
+already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
+where that loses, XLA writes w in order before the launch: see `factor_weights`.
+Neighbours are merged into larger blocks where b or c is far below 16, or where d is
+none of 1, 2, 4 and multiples of 8 in a feature-last array; those, too, XLA writes.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + 2p·b·c / rows; no weights if they are resident. Runs of 8
-           neighbours (16 bytes of 32-byte sectors) count x twice.
+    L2     s·(T·c + b) + s·b·c / rows; nearly no weights if they are resident. Runs of
+           8 neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
            adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
 
-Shared memory: `stages` · (s·rows·depth·blocks + 2p·features·depth·blocks), slabs of y,
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y,
 and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
 2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
 
@@ -80,8 +81,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, pieces, tuned
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
+from pallas_kernels.blocks import bias_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import Config, Tiling, tiling
@@ -149,7 +150,7 @@ def factor(
     )
     y = _launch(
         compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
-        _weights(w, plan),
+        factor_weights.before_launch(w, plan),
         None if bias is None else _offsets(bias, plan),
         plan,
         activation,
@@ -203,39 +204,12 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     return (plan.batch, a, length * d)
 
 
-def _weights(w: jax.Array, plan: Tiling) -> jax.Array:
-    """The blocks as (a·d, pieces, b, c) of 16 bits, in the order the kernel wants.
-
-    A factor with d = 1 is that already, unless blocks are merged or split in pieces.
-    """
-    config, s = plan.config, plan.interleave
-    blocks = weight_blocks(w, plan.factor, plan.pieces)
-    b, c = plan.factor.b, plan.factor.c
-    # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
-    # interleaving wants whole tiles.
-    to_b = -(-b // plan.features) * plan.features if s > 1 else b
-    to_c = -(-c // config.depth) * config.depth if s > 1 else -(-c // 8) * 8
-    if (to_b, to_c) != (b, c):
-        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (0, to_b - b), (0, to_c - c)))
-    if s > 1:
-        blocks = _interleave(blocks, 2, plan.features, s)
-        blocks = _interleave(blocks, 3, config.depth, s)
-    return blocks
-
-
-def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
-    """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
-    shape = array.shape
-    split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
-    return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
-
-
 def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
     """The bias as (a·d, b), in the order of the weights, in whole tiles."""
     padding = plan.feature_tiles * plan.config.features - plan.factor.b
     blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
     if plan.interleave > 1:
-        blocks = _interleave(blocks, 1, plan.features, plan.interleave)
+        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
     return blocks
 
 
@@ -257,7 +231,7 @@ def _launch(
 
     scratch = {
         "x_slab": slab((config.stages, *plan.slab_in), x.dtype),
-        "w_slab": slab((plan.weight_stages, *plan.slab_weights), half),
+        "w_slab": slab((plan.weight_stages, *plan.slab_weights), x.dtype),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -266,9 +240,9 @@ def _launch(
             num_arrivals=config.warpgroups, num_barriers=config.stages
         ),
     }
-    if config.resident:
+    if config.resident and plan.arrival != "arranged":
         scratch["w_loaded"] = plgpu.Barrier(
-            num_arrivals=plan.chunks * _num_weight_copies(plan)
+            num_arrivals=plan.weight_stages * _num_weight_copies(plan)
         )
     if plan.way == "turned" or config.resident:
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
@@ -309,8 +283,7 @@ def _num_copies(plan: Tiling) -> int:
 
 def _num_weight_copies(plan: Tiling) -> int:
     """Those of them that fetch weights."""
-    num_pieces, panels, *_ = plan.slab_weights
-    return num_pieces * panels
+    return plan.slab_weights[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -349,6 +322,8 @@ class _Kernel:
         mine = self.mine()
         for serial in range(config.stages - lag):
             self.fetch(jnp.int32(serial))
+        if plan.arrival == "arranged":
+            factor_weights.clear(self.w_slab, plan, self.deal)
 
         def take_item(turn: jax.Array, carry: None) -> None:
             item = self.item_of(turn)
@@ -364,8 +339,10 @@ class _Kernel:
                         self.meet()  # Nobody reads the chunk before any more.
                     self.turn(serial, at)
                     self.meet()
-                weights = self.w_slab.at[chunk if config.resident else at]
-                sums = self.multiply(serial, at, weights, sums)
+                panels = factor_weights.panels(
+                    self.w_slab, plan, item.feature, chunk, at
+                )
+                sums = self.multiply(serial, at, panels, sums)
                 # TMA may overwrite what was just read.
                 plgpu.commit_smem()
                 if config.warpgroups > 1:
@@ -445,16 +422,25 @@ class _Kernel:
 
     def keep_weights(self, item: _Item, turn: jax.Array) -> None:
         """Fetches the weights of an item's block, unless they are those at hand."""
+        plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
         @pl.when((turn == 0) | (item.block != before.block))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
+            if plan.arrival == "arranged":
+                factor_weights.arrange(self.w, item.block, self.w_slab, plan, self.deal)
+                self.meet()
+                return
 
             @pl.when(jax.lax.axis_index("wg") == 0)
             def _() -> None:
-                for chunk in range(self.plan.chunks):
-                    self.fetch_weights(item, jnp.int32(chunk), chunk, self.w_loaded)
+                for at in range(plan.weight_stages):
+                    tile, chunk = divmod(at, plan.chunks)
+                    part = dataclasses.replace(
+                        item, feature=jnp.int32(tile * plan.config.features)
+                    )
+                    self.fetch_weights(part, jnp.int32(chunk), at, self.w_loaded)
 
             plgpu.barrier_wait(self.w_loaded)
 
@@ -485,17 +471,14 @@ class _Kernel:
     ) -> None:
         plan = self.plan
         depth = chunk * plan.config.depth
-        num_pieces, panels, blocks, features, width = plan.slab_weights
-        for piece in range(num_pieces):
-            for p in range(panels):
-                source = self.w.at[
-                    pl.ds(item.block, blocks),
-                    piece,
-                    pl.ds(item.feature, features),
-                    pl.ds(depth + p * width, width),
-                ]
-                target = self.w_slab.at[at, piece, p]
-                plgpu.copy_gmem_to_smem(source, target, loaded)
+        panels, blocks, features, width = plan.slab_weights
+        for p in range(panels):
+            source = self.w.at[
+                pl.ds(item.block, blocks),
+                pl.ds(item.feature, features),
+                pl.ds(depth + p * width, width),
+            ]
+            plgpu.copy_gmem_to_smem(source, self.w_slab.at[at, p], loaded)
 
     def zeros(self) -> list[list[jax.Array]]:
         """Sums: for each block of the warpgroup, for each panel of vectors."""
@@ -511,7 +494,8 @@ class _Kernel:
     def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
         """How an operand of an mma is spread over a warpgroup's registers."""
         layout = getattr(plgpu.Layout, f"MMA_{operand}")
-        return layout(self.w.dtype, m_warps=self.plan.config.m_warps)
+        # float32 is multiplied in pieces, all of 16 bits.
+        return layout(jnp.bfloat16, m_warps=self.plan.config.m_warps)
 
     def turn(self, serial: jax.Array, at: jax.Array) -> None:
         """Brings a chunk of x into the turned buffer."""
@@ -566,22 +550,21 @@ class _Kernel:
 
         jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
 
-    def multiply(self, serial: jax.Array, at: jax.Array, w_slab: Any, sums: Any) -> Any:
+    def multiply(
+        self, serial: jax.Array, at: jax.Array, panels: list[Any], sums: Any
+    ) -> Any:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
         block, feature, _ = self.parts()
-        _, panels, *_, width = plan.slab_weights
+        width = plan.weight_width
         pairs = pieces.products(plan.pieces)
         side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
         sums = [list(one) for one in sums]
         for n, one in enumerate(sums):
-            for p in range(panels):
-                weights = []
-                for piece in range(plan.pieces):
-                    ref = w_slab.at[piece, p, block + n]
-                    ref = ref.at[pl.ds(feature, plan.features)]
-                    ref = ref.T if plan.way == "flat" else ref
-                    weights.append(_load(ref, self.layout(side)))
+            for p, panel in enumerate(panels):
+                ref = panel.at[block + n, pl.ds(feature, plan.features)]
+                ref = ref.T if plan.way == "flat" else ref
+                weights = self.split(_load(ref, self.layout(side)))
                 for m in range(len(one)):
                     if plan.way == "flat":
                         for start, parts in self.inputs(at, p * width, width):
@@ -617,7 +600,7 @@ class _Kernel:
         """Inputs of a block as a right operand: piece i of panel m of the vectors."""
         plan = self.plan
         *_, row = self.parts()
-        width = plan.slab_weights[-1]
+        width = plan.weight_width
         if plan.way == "columns":
             panel = jax.lax.div(row, plan.slab_in[-1]) + m
             ref = self.x_slab.at[at, panel, pl.ds(depth, width)]

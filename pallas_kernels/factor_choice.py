@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
     Config,
@@ -57,7 +57,7 @@ def load(plan: Tiling) -> Load:
     products = plan.pieces * (plan.pieces + 1) // 2
     x = rows * depth * blocks * plan.item_in
     y = rows * features * blocks * plan.item_out
-    weights = plan.pieces * features * depth * blocks * 2
+    weights = features * depth * blocks * plan.item_in
     # Warps that share rows of the product each load all of the other operand.
     vertical, horizontal = config.m_warps, 4 // config.m_warps
     if plan.way == "flat":
@@ -66,8 +66,13 @@ def load(plan: Tiling) -> Load:
     else:
         by_row = vertical * config.split_features
         by_feature = horizontal * config.split_rows
-    x_operand = x if plan.way == "flat" else x // plan.item_in * 2 * plan.pieces
-    smem = x + weights + by_row * x_operand + by_feature * weights + 2 * y
+    # Operands are loaded as they were fetched, float32 at half the speed, but for x in
+    # the turned buffer, which holds pieces.
+    conflicts = plan.item_in // 2
+    x_operand = x // plan.item_in * 2 * plan.pieces
+    if plan.way == "flat":
+        x_operand = x * conflicts
+    smem = x + weights + by_row * x_operand + by_feature * weights * conflicts + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
     if plan.transposes:
@@ -79,8 +84,7 @@ def load(plan: Tiling) -> Load:
     )
     fetched: float = weights
     if config.resident:
-        # A CTA takes a run of items and fetches at each new block.
-        fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
+        fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
@@ -94,6 +98,43 @@ def load(plan: Tiling) -> Load:
     )
 
 
+def _visits(plan: Tiling) -> int:
+    """How often a CTA fetches the resident weights of a group of blocks."""
+    # It takes a run of items and fetches at each new group.
+    return min(plan.items, plan.groups + plan.ctas)
+
+
+def _visit_bytes(plan: Tiling) -> int:
+    """Bytes of L2 that are read for the resident weights of a group of blocks."""
+    factor, item, blocks = plan.factor, plan.item_in, plan.config.blocks
+    if plan.arrival == "arranged":
+        # Of the neighbours along d, whole sectors are read.
+        nearby = min(item * factor.d, max(_SECTOR, item * blocks))
+        return factor.b * factor.c * nearby
+    return plan.weight_stages * plan.weight_bytes
+
+
+def preparation(plan: Tiling) -> float:
+    """Seconds that it takes to bring weights into order, by XLA or in the kernel."""
+    factor = plan.factor
+    if plan.arrival == "fetched":
+        return 0.0
+    if plan.arrival == "ordered":
+        given = factor.num_weights // (factor.merged_a * factor.merged_d)
+        moved = plan.item_in * (given + factor.num_weights)
+        return H200.launch_seconds + moved / H200.hbm
+    # A CTA that waits for its weights does nothing else.
+    at_once = 128 * plan.config.warpgroups * arrangement.HELD
+    rounds = -(-factor.b * factor.c * plan.config.blocks // at_once)
+    visits = _visits(plan)
+    return (
+        visits * _visit_bytes(plan) / H200.l2
+        + visits / plan.ctas * rounds * H200.load_seconds
+    )
+
+
+_COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
+_SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MAX_STAGES = 6
@@ -120,7 +161,7 @@ def best_config(
     """
     factor = embed(shape, feature_first=feature_first)
     way = way_of(factor, feature_first=feature_first, item_in=item_in)
-    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
+    walk = factor.num_weights * item_in > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
     for draft in _candidates(factor, way, feature_first=feature_first):
@@ -140,10 +181,12 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        ctas = 2 * H200.multiprocessors if _fits_twice(plan) else H200.multiprocessors
+        if _fits_twice(plan):
+            config = dataclasses.replace(plan.config, ctas=2 * H200.multiprocessors)
+            plan = dataclasses.replace(plan, config=config)
         key = _rank(plan)
         if best is None or key < best[0]:
-            best = (key, dataclasses.replace(plan.config, ctas=ctas))
+            best = (key, plan.config)
     if best is None:
         raise NotImplementedError(
             f"factor: no configuration fits the pattern {shape}; the last one tried "
@@ -168,7 +211,11 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     rounds = -(-plan.items // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
-    return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
+    overlap = 0.2 * (needs.l2 + needs.smem)
+    total = busy + waiting + overlap + meeting + preparation(plan)
+    if plan.arrival == "ordered":
+        total *= _COPY
+    return (total, config.warpgroups)
 
 
 def _fits_twice(plan: Tiling) -> bool:
@@ -214,8 +261,6 @@ def _candidates(
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
-            continue
-        if resident and feature < factor.b:
             continue
         for m_warps in (1, 2, 4):
             yield Config(
