@@ -10,7 +10,7 @@ import jax
 
 from pallas_kernels import (
     arguments,
-    chain_plan,
+    chain_steps,
     chips,
     pieces,
     tiles,
@@ -21,7 +21,7 @@ from pallas_kernels.chain_plan import Plan, Types
 
 _MAX_BARRIERS = 32  # In one allocation.
 _CLUSTERS = (1, 2, 4, 8, 16)
-_WORTH = 1.1  # A cluster has to be predicted to be so much faster.
+_WORTH = 1.25  # A cluster has to be predicted to be so much faster.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ def plan_for(
     axis: Literal[0, -1],
 ) -> Plan:
     """Steps and buffers of a chain; raises NotImplementedError if there are none."""
-    return chain_plan.plan(
+    return chain_steps.plan(
         shapes,
         types,
         rows=config.rows,

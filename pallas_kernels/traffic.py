@@ -83,7 +83,7 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
             (step.slab_in, types.x_bytes),
             (step.slab_out, types.y_bytes),
         ):
-            num_bytes = step.units * features * size
+            num_bytes: float = step.units * features * size
             if step.run and plan.cluster > 1:  # Runs are spread over whole sectors.
                 num_bytes *= math.ceil(step.run * size / _SECTOR)
                 num_bytes *= _SECTOR / (step.run * size)

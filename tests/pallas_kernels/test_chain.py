@@ -11,7 +11,7 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import chain_plan
+from pallas_kernels import chain_plan, chain_steps
 from pallas_kernels.chain import Config, chain, default_config
 from tests import gpu_interpreter, reference
 
@@ -199,7 +199,7 @@ def arrays(shapes, *, batch=32, axis=-1, dtype="bfloat16"):
         (arrays([(1, 24, 24, 1)]), -1, "shape .1, 24, 24, 1. has no embedding"),
         (arrays([(1, 512, 16, 1)]), -1, "blocks of at most 256 × 256"),
         (
-            arrays([(1, 128, 128, 128), (128, 128, 128, 1)]),
+            arrays([(1, 256, 256, 256), (256, 256, 256, 1)]),
             -1,
             "bytes of shared memory",
         ),
@@ -234,7 +234,7 @@ def test_configurations_that_cannot_be(fields, reason):
 def test_default_configuration_fits(in_features, out_features, axis):
     shapes = bj.Chain.monarch(in_features, out_features).shapes
     config = default_config(shapes, "bfloat16", 4096, axis=axis)
-    plan = chain_plan.plan(
+    plan = chain_steps.plan(
         shapes,
         chain_plan.Types("bfloat16", "bfloat16"),
         rows=config.rows,
