@@ -14,6 +14,8 @@ from butterjax.numerics import tolerance
 from pallas_kernels import chain_plan, chain_steps
 from pallas_kernels.chain import Config, chain, default_config
 from tests import gpu_interpreter, reference
+from tests.pallas_kernels.chain_check import both_layouts
+from tests.pallas_kernels.chain_check import check as check_chain
 
 SMALL = Config(rows=32, warpgroups=2, m_warps=2, stages=2, out_stages=1, ctas=2)
 ONE_CTA = Config(rows=32, warpgroups=3, m_warps=2, stages=3, out_stages=2, ctas=1)
@@ -21,24 +23,7 @@ NARROW = Config(rows=16, warpgroups=2, m_warps=1, stages=1, out_stages=1, ctas=1
 TALL = Config(rows=64, warpgroups=1, m_warps=4, stages=2, out_stages=2, ctas=1)
 MONARCH = [(1, 16, 16, 16), (16, 16, 16, 1)]
 
-both_layouts = pytest.mark.parametrize("axis", [-1, 0])
-
-
-def check(shapes, *, batch, axis, dtype="bfloat16", config=SMALL, **kwargs):
-    """Compares the kernel with float64 on random numbers."""
-    patterns = bj.Chain(shapes)
-    x = reference.draw((batch, patterns.in_features), dtype, seed=1)
-    factors = reference.draw_factors(patterns, dtype, seed=2)
-    function = functools.partial(chain, axis=axis, config=config, **kwargs)
-    y = gpu_interpreter.run(function, x if axis == -1 else x.T, factors)
-    assert y.dtype == kwargs.get("out_dtype", dtype)
-    expected = reference.apply(x, factors)
-    if "bias" in kwargs:
-        expected = expected + reference.wide(kwargs["bias"])
-    expected = reference.activate(expected, kwargs.get("activation"))
-    error = reference.relative_error(y if axis == -1 else y.T, expected)
-    exact = kwargs.get("precision") == "highest"
-    assert error < tolerance(dtype, len(patterns), tf32=not exact)
+check = functools.partial(check_chain, config=SMALL)
 
 
 @both_layouts

@@ -9,7 +9,7 @@ import pytest
 import butterjax as bj
 from pallas_kernels.chain import Config, chain
 from tests import reference
-from tests.pallas_kernels.test_chain import both_layouts, check
+from tests.pallas_kernels.chain_check import both_layouts, check
 
 PAIR = Config(rows=32, warpgroups=2, stages=2, out_stages=1, ctas=2, cluster=2)
 # Two clusters, the one after the other, and more tiles than these.
