@@ -244,9 +244,13 @@ class Kernel(Views):
 
         def part(index: int, piece: int) -> Any:
             layout = plan.buffers[index]
-            minor = pl.ds(0, layout.inner) if layout.inner > 1 else 0
+            middle: Any = pl.ds(0, layout.middle)
+            inner: Any = 0
+            if layout.inner > 1:
+                inner = pl.ds(0, layout.inner)
+                middle = middle if layout.middle > 1 else 0
             return self.buffers[index].at[
-                piece, :, pl.ds(0, layout.middle), minor, pl.ds(0, layout.rows)
+                piece, :, middle, inner, pl.ds(0, layout.rows)
             ]
 
         plgpu.barrier_arrive(self.written)

@@ -342,7 +342,8 @@ class _Planner:
         if columns % size:
             return None
         by_outer = self.buffer((columns // size, s, outer.d))
-        by_inner = self.buffer((columns, s // size, outer.d))
+        run = (s // size, 1) if outer.d == 1 else (1, inner.d)
+        by_inner = self.buffer((columns, *run))
         try:
             _ = _shares(by_outer, by_inner, size).tiles
         except NotImplementedError:
@@ -537,11 +538,12 @@ def _cannot_be_moved(run: int, rows: int) -> NotImplementedError:
 
 def _shares(one: Buffer, other: Buffer, cluster: int) -> Shares:
     """What is exchanged between two buffers, in either order."""
+    by_outer, by_inner = sorted((one, other), key=lambda buffer: buffer.outer)
     return Shares(
-        max(one.outer, other.outer),
-        max(one.middle, other.middle),
+        by_inner.outer,
+        by_outer.middle,
         one.rows,
         cluster,
         SHARE,
-        one.inner,
+        by_outer.inner,
     )

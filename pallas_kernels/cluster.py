@@ -22,7 +22,6 @@ memory of `source`, if all meet in between.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,8 +44,9 @@ class Shares:
       rows: vectors of the batch, a power of two of at least 16.
       shares: CTAs of the cluster.
       axis: name of the cluster's axis.
-      minor: features that stay together: each (u, v) is so many, and refs have an axis
-        more for them, after that of v, if it is more than one.
+      minor: features (u, v, w) that stay together. If it is more than one, refs of
+        features by outer have an axis more for them, and of those by inner the axis of
+        v holds v·minor + w.
     """
 
     outer: int
@@ -105,7 +105,7 @@ def pull_by_inner(
       warpgroup: index of this warpgroup; each pulls parts of its own.
       warpgroups: of the CTA.
     """
-    _pull(_by_inner(source, target, shares), shares, warpgroup, warpgroups)
+    _pull(_ByInner(source, target, shares), warpgroup, warpgroups)
 
 
 def pull_by_outer(
@@ -118,7 +118,7 @@ def pull_by_outer(
       target: ref (outer/S, inner, rows) of this CTA.
       shares, warpgroup, warpgroups: as there.
     """
-    _pull(_by_outer(source, target, shares), shares, warpgroup, warpgroups)
+    _pull(_ByOuter(source, target, shares), warpgroup, warpgroups)
 
 
 def load_by_inner(
@@ -128,81 +128,113 @@ def load_by_inner(
 
     The arguments are those of `pull_by_inner`; `warpgroups` divides `shares.tiles`.
     """
-    return _load(_by_inner(source, target, shares), shares, warpgroup, warpgroups)
+    return _load(_ByInner(source, target, shares), warpgroup, warpgroups)
 
 
 def load_by_outer(
     source: Any, target: Any, shares: Shares, *, warpgroup: Any, warpgroups: int
 ) -> list[tuple[Any, jax.Array]]:
     """What `pull_by_outer` copies, as `load_by_inner` returns it."""
-    return _load(_by_outer(source, target, shares), shares, warpgroup, warpgroups)
+    return _load(_ByOuter(source, target, shares), warpgroup, warpgroups)
 
 
-# The part of a peer's source that this CTA needs, and where in its target that goes.
-_Views = Callable[[Any], tuple[Any, Any]]
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pull:
+    """Where a CTA finds features and brings them."""
+
+    source: Any
+    target: Any
+    shares: Shares
 
 
-def _by_inner(source: Any, target: Any, shares: Shares) -> _Views:
-    outer, inner = shares.part
-    mine = _mine(shares)
+class _ByInner(_Pull):
+    """As `pull_by_inner` takes them."""
 
-    def views(peer: Any) -> tuple[Any, Any]:
-        theirs = source.at[:, pl.ds(mine * inner, inner)]
-        return theirs, target.at[pl.ds(peer * outer, outer)]
+    __slots__ = ()
 
-    return views
+    def refs(self, peer: Any, u: Any, v: Any) -> tuple[Any, Any]:
+        """The tile at (u, v) of what a peer has for this CTA, and where it goes."""
+        outer, inner = self.shares.part
+        theirs = self.source.at[:, pl.ds(_mine(self.shares) * inner, inner)]
+        ours = self.target.at[pl.ds(peer * outer, outer)]
+        return (
+            theirs.at[_in_outer(self.shares, u, v)],
+            ours.at[_in_inner(self.shares, u, v)],
+        )
 
 
-def _by_outer(source: Any, target: Any, shares: Shares) -> _Views:
-    outer, inner = shares.part
-    mine = _mine(shares)
+class _ByOuter(_Pull):
+    """As `pull_by_outer` takes them."""
 
-    def views(peer: Any) -> tuple[Any, Any]:
-        theirs = source.at[pl.ds(mine * outer, outer)]
-        return theirs, target.at[:, pl.ds(peer * inner, inner)]
+    __slots__ = ()
 
-    return views
+    def refs(self, peer: Any, u: Any, v: Any) -> tuple[Any, Any]:
+        """The tile at (u, v) of what a peer has for this CTA, and where it goes."""
+        outer, inner = self.shares.part
+        theirs = self.source.at[pl.ds(_mine(self.shares) * outer, outer)]
+        ours = self.target.at[:, pl.ds(peer * inner, inner)]
+        return (
+            theirs.at[_in_inner(self.shares, u, v)],
+            ours.at[_in_outer(self.shares, u, v)],
+        )
+
+
+def _in_inner(shares: Shares, u: Any, v: Any) -> tuple[Any, ...]:
+    """Where the tile at (u, v·minor + w) is in a ref of features by inner."""
+    tile_outer, tile_inner = shares.tile
+    return pl.ds(u, tile_outer), pl.ds(v, tile_inner)
+
+
+def _in_outer(shares: Shares, u: Any, v: Any) -> tuple[Any, ...]:
+    """The same in a ref of features by outer."""
+    if shares.minor == 1:
+        return _in_inner(shares, u, v)
+    tile_outer, tile_inner = shares.tile
+    w = jax.lax.rem(v, shares.minor)
+    return pl.ds(u, tile_outer), jax.lax.div(v, shares.minor), pl.ds(w, tile_inner)
 
 
 def _mine(shares: Shares) -> Any:
     return jax.lax.axis_index(shares.axis) if shares.shares > 1 else 0
 
 
-def _pull(views: _Views, shares: Shares, warpgroup: Any, warpgroups: int) -> None:
+def _pull(pull: _ByInner | _ByOuter, warpgroup: Any, warpgroups: int) -> None:
     """Copies a part of each CTA's source, in tiles dealt out to the warpgroups."""
+    tiles = pull.shares.tiles
 
     def take(turn: jax.Array, carry: None) -> None:
         index = turn * warpgroups + warpgroup
 
         def copy() -> None:
-            target, value = _load_tile(views, shares, index)
+            target, value = _load_tile(pull, index)
             target[...] = value
 
-        if shares.tiles % warpgroups:
-            pl.when(index < shares.tiles)(copy)
+        if tiles % warpgroups:
+            pl.when(index < tiles)(copy)
         else:
             copy()
         return carry
 
-    jax.lax.fori_loop(0, pl.cdiv(shares.tiles, warpgroups), take, None)
+    jax.lax.fori_loop(0, pl.cdiv(tiles, warpgroups), take, None)
 
 
 def _load(
-    views: _Views, shares: Shares, warpgroup: Any, warpgroups: int
+    pull: _ByInner | _ByOuter, warpgroup: Any, warpgroups: int
 ) -> list[tuple[Any, jax.Array]]:
     """Loads all tiles of a warpgroup."""
-    turns, rest = divmod(shares.tiles, warpgroups)
+    turns, rest = divmod(pull.shares.tiles, warpgroups)
     if rest:
         raise NotImplementedError(
-            f"cluster: {shares.tiles} tiles cannot be dealt out to {warpgroups} "
+            f"cluster: {pull.shares.tiles} tiles cannot be dealt out to {warpgroups} "
             "warpgroups evenly"
         )
     indices = [turn * warpgroups + warpgroup for turn in range(turns)]
-    return [_load_tile(views, shares, index) for index in indices]
+    return [_load_tile(pull, index) for index in indices]
 
 
-def _load_tile(views: _Views, shares: Shares, index: Any) -> tuple[Any, jax.Array]:
+def _load_tile(pull: _ByInner | _ByOuter, index: Any) -> tuple[Any, jax.Array]:
     """Loads one tile; returns where it goes, too."""
+    shares = pull.shares
     outer, inner = shares.part
     tile_outer, tile_inner = shares.tile
     per_row = inner * shares.minor // tile_inner
@@ -214,15 +246,11 @@ def _load_tile(views: _Views, shares: Shares, index: Any) -> tuple[Any, jax.Arra
     within = jax.lax.rem(index, per_part)
     u = jax.lax.div(within, per_row) * tile_outer
     v = jax.lax.rem(within, per_row) * tile_inner
-    at: tuple[Any, ...] = (pl.ds(u, tile_outer), pl.ds(v, tile_inner))
-    if shares.minor > 1:
-        w = jax.lax.rem(v, shares.minor)
-        at = (at[0], jax.lax.div(v, shares.minor), pl.ds(w, tile_inner))
-    theirs, ours = views(peer)
+    theirs, ours = pull.refs(peer, u, v)
     if shares.shares > 1:
         theirs = plgpu.cluster_ref(theirs, {shares.axis: peer})
     layout = _layout(tile_outer, tile_inner, shares.rows)
-    return ours.at[at], plgpu.load(theirs.at[at], layout=layout, optimized=False)
+    return ours, plgpu.load(theirs, layout=layout, optimized=False)
 
 
 def _tile(outer: int, inner: int, rows: int) -> tuple[int, int]:

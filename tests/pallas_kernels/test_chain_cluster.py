@@ -36,6 +36,8 @@ def test_four_ctas_and_several_tiles_each(axis):
         [(32, 32, 32, 1), (1, 32, 32, 32)],  # A transpose: shared out the other way.
         [(1, 16, 32, 32), (32, 32, 16, 1)],
         [(2, 16, 16, 32), (32, 32, 32, 1)],
+        [(1, 16, 16, 64), (16, 16, 16, 4)],  # Four features stay together.
+        [(16, 16, 16, 4), (1, 16, 16, 64)],
         [(1, 16, 16, 64), (16, 8, 8, 8), (128, 8, 8, 1)],
     ],
     ids=str,
