@@ -24,7 +24,7 @@ _SMALL_BLOCK = 8
 # cluster rests on more that was never measured, so it has to be no worse.
 _LOSS = 2.0
 _LOSS_OF_CLUSTERS = 1.0
-_MANY = 32_768  # Vectors of a batch that fills the chip.
+MANY = 32_768  # Vectors of a batch that fills the chip.
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 Kernel = Literal["chain", "factor", "radix"]
@@ -219,10 +219,10 @@ def _kernel_for(
         return "factor", factor.default_config(shapes[0], dtype, **kwargs)
     config = chain.default_config(shapes, dtype, **kwargs)
     together = chain.predicted_seconds(
-        shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
+        shapes, dtype, **{**kwargs, "batch": MANY, "config": config}
     )
     features = sum(a * (b + c) * d for a, b, c, d in shapes)
-    apart = dtype.itemsize * features * _MANY / chips.H200.hbm
+    apart = dtype.itemsize * features * MANY / chips.H200.hbm
     if together > (_LOSS if config.cluster == 1 else _LOSS_OF_CLUSTERS) * apart:
         raise NotImplementedError(
             f"chain: {shapes} should take {together / apart:.1f} times as long in one "
