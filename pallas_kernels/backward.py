@@ -94,12 +94,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, cluster, compat, slabs, tiles
-from pallas_kernels.backward_config import check_arguments, default_config
+from pallas_kernels.backward_config import (
+    check_arguments,
+    default_config,
+    predicted_seconds,
+)
 from pallas_kernels.backward_plan import CTA_AXIS, MAX_DEPTH, Config, Plan, plan
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 
-__all__ = ["Config", "backward", "default_config"]
+__all__ = ["Config", "backward", "default_config", "predicted_seconds"]
 
 
 def backward(
