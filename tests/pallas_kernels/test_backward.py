@@ -228,3 +228,17 @@ def test_a_dy_that_does_not_fit_is_refused():
 def test_configurations_that_cannot_be(fields, reason):
     with pytest.raises(ValueError, match=reason):
         Config(**fields)
+
+
+def test_vmap_over_vectors_and_factors():
+    patterns = bj.Chain(MONARCH)
+    xs, dys = (reference.draw((2, 32, 512), "bfloat16", seed) for seed in (1, 2))
+    factors = [reference.draw_factors(patterns, "bfloat16", seed) for seed in (3, 4)]
+    stacked = tuple(np.stack(pair) for pair in zip(*factors, strict=True))
+    function = jax.vmap(functools.partial(backward, config=SMALL))
+    dxs, dfactors, _ = gpu_interpreter.run(function, xs, stacked, dys)
+    for at in range(2):
+        dx, dws = reference.gradients(xs[at], factors[at], dys[at])
+        found = [dxs[at], *(d[at] for d in dfactors)]
+        for one, expected in zip(found, [dx, *dws], strict=True):
+            assert reference.relative_error(one, expected) < tolerance("bfloat16", 2)
