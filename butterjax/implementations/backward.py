@@ -1,8 +1,8 @@
 """The backward pass of a chain: what should move the fewest bytes, and doing it.
 
 With x, the factors and dy at hand, factors with small blocks are multiplied out, as
-going forward, to L factors K₁…K_L. If these are two, of 16 bits, `pallas_kernels.backward`
-does all else in one launch, where it should be faster. If not, from the left to the
+going forward, to L factors K₁…K_L. If these are two, of 16 bits, all else is one launch
+of `pallas_kernels.backward`, where that should be faster. If not, from the left to the
 right,
 
     h = K_{l+1}…K_L x        one launch of the chain kernel, where it fits
@@ -69,15 +69,18 @@ from pallas_kernels.epilogue import Activation, activate
 # more of the rate of a copy than products of blocks that lie apart.
 _LOSS = 1.5
 
+# The share of a copy's rate that launches and products reach at best, assumed.
+_REACHED = 0.8
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackwardPlan:
     """How the gradients of a chain are computed.
 
     Attributes:
-      form: "kernel" for one launch of the backward kernel; "launches" for the kernels of
-        the forward pass, and a product per weight gradient; "xla" for XLA's gradients
-        of `einsum`.
+      form: "kernel" for one launch of the backward kernel; "launches" for the kernels
+        of the forward pass, and a product per weight gradient; "xla" for XLA's
+        gradients of `einsum`.
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product; of one factor each for "xla".
       config: of the backward kernel, None for the other forms.
@@ -146,7 +149,8 @@ def _kernel_config(
     seconds = fused.predicted_seconds(
         patterns.shapes, dtype, MANY, axis=axis, config=config
     )
-    apart = MANY * numbers * jnp.dtype(dtype).itemsize / chips.H200.hbm
+    rate = _REACHED * chips.H200.hbm
+    apart = MANY * numbers * jnp.dtype(dtype).itemsize / rate
     return config if seconds < apart else None
 
 
