@@ -13,6 +13,7 @@ from butterjax.implementations.backward import plan_backward
 from butterjax.implementations.derivatives import formula
 from butterjax.implementations.launches import Launch
 from butterjax.numerics import tolerance
+from pallas_kernels import backward as backward_kernel
 from pallas_kernels import chain as chain_kernel
 from pallas_kernels import factor as factor_kernel
 from tests import gpu_interpreter, reference
@@ -142,6 +143,46 @@ def test_two_factors_with_an_activation(few_warpgroups, axis):
     assert reference.relative_error(turn(dx), expected_dx) < bound
     assert reference.relative_error(dbias, dsums.sum(0)) < bound
     for actual, expected in zip(dfactors, expected_dfactors, strict=True):
+        assert reference.relative_error(actual, expected) < bound
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_one_launch(monkeypatch, axis):
+    """Six factors are multiplied out to two, and their gradients by one kernel."""
+    six = bj.Chain.square_dyadic(512).fuse((2, 1, 1, 2, 2, 1))
+    config = backward_kernel.Config(
+        cluster=2, rows=32, warpgroups=1, x_stages=1, dy_stages=1, out_stages=1, ctas=2
+    )
+    plan = backward.BackwardPlan("kernel", (3, 3), config)
+    monkeypatch.setattr(backward, "plan_backward", lambda *_, **__: plan)
+    x = reference.draw((40, 512), "bfloat16", seed=1)
+    factors = reference.draw_factors(six, "bfloat16", seed=2)
+    bias = reference.draw((512,), "float32", seed=3)
+    dy = reference.draw((40, 512), "bfloat16", seed=4)
+    turn = np.asarray if axis == -1 else np.transpose
+    operands = (turn(x), tuple(map(jnp.asarray, factors)), bias)
+    dx, dfactors, dbias = gpu_interpreter.run(
+        lambda operands, dy: backward.backward(
+            operands,
+            dy,
+            wanted=(True, (True,) * 6, True),
+            axis=axis,
+            precision=None,
+            preferred_element_type="bfloat16",
+            activation="silu",
+        ),
+        operands,
+        turn(dy),
+    )
+    bound = tolerance("bfloat16", len(six))
+    sums = reference.apply(x, factors) + reference.wide(bias)
+    dsums = reference.wide(dy) * reference.slope(sums, "silu")
+    expected_dx, expected_dfactors = reference.gradients(x, factors, dsums)
+    assert (dx.dtype, dbias.dtype) == ("bfloat16", "float32")
+    assert reference.relative_error(turn(dx), expected_dx) < bound
+    assert reference.relative_error(dbias, dsums.sum(0)) < bound
+    for actual, expected in zip(dfactors, expected_dfactors, strict=True):
+        assert actual.dtype == "bfloat16"
         assert reference.relative_error(actual, expected) < bound
 
 

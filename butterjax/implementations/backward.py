@@ -146,9 +146,8 @@ def _kernel_config(
         config = fused.default_config(patterns.shapes, dtype, batch, axis=axis)
     except NotImplementedError:
         return None
-    seconds = fused.predicted_seconds(
-        patterns.shapes, dtype, MANY, axis=axis, config=config
-    )
+    # In a configuration for that many: the choice should not depend on the batch.
+    seconds = fused.predicted_seconds(patterns.shapes, dtype, MANY, axis=axis)
     rate = _REACHED * chips.H200.hbm
     apart = MANY * numbers * jnp.dtype(dtype).itemsize / rate
     return config if seconds < apart else None
