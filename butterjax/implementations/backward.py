@@ -1,7 +1,8 @@
 """The backward pass of a chain: what should move the fewest bytes, and doing it.
 
 With x, the factors and dy at hand, factors with small blocks are multiplied out, as
-going forward, to L factors K₁…K_L. From the left to the right,
+going forward, to L factors K₁…K_L. For some of two factors one launch does it all, see
+`pallas_kernels.backward`. Else, from the left to the right,
 
     h = K_{l+1}…K_L x        one launch of the chain kernel, where it fits
     dw_l = Σ dy hᵀ           one product per block over the batch, by XLA, f32 sums
@@ -18,7 +19,7 @@ factors that keep it, given as G factors:
 
     einsum    2G, then 2G for the dw and 2G for dx: 6G; and what XLA transposes
     launches  2, then 2(L - 1) for the h, 2L for the dw, 2L for dx: 6L
-    one launch for the whole backward pass would leave 2 + 3
+    fused     2, then 3: x and dy in, dx out
 
 if each h takes one launch. If it takes one for each factor, as with large blocks,
 (L - 1)(L - 2) come to that. `plan_backward` counts; it leaves the chain to XLA where
@@ -35,6 +36,8 @@ features last, 25,088 vectors:
     4096, 6 factors of 4 x 4           36.0 24.0  7.0      5.1  0.0  1.1
     16384, 3 factors                   15.0  9.0  4.0     11.0  2.0  2.0
 
+and fused, 1024, 2 or 10 factors: 2.2, 0.0 and 0.2; y has then room where dx comes.
+
 The transposes are of factors whose a and d are both above one: their blocks lie apart
 both ways, which XLA multiplies in no layout but its own. It makes about six for the
 three products of such a factor; two remain, of x and dy for dw.
@@ -42,6 +45,7 @@ three products of such a factor; two remain, of x and dy for dw.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -59,6 +63,7 @@ from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
 from pallas_kernels import arguments
+from pallas_kernels import backward as fused
 from pallas_kernels.epilogue import Activation, activate
 
 # More bytes than XLA's by which launches are given up: they take less memory, and reach
@@ -71,13 +76,14 @@ class BackwardPlan:
     """How the gradients of a chain are computed.
 
     Attributes:
-      form: "launches" for the kernels of the forward pass and a product per weight
+      form: "fused" for all gradients in one launch of `pallas_kernels.backward`,
+        "launches" for the kernels of the forward pass and a product per weight
         gradient, "xla" for XLA's gradients of `einsum`.
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product; of one factor each for "xla".
     """
 
-    form: Literal["launches", "xla"]
+    form: Literal["fused", "launches", "xla"]
     partition: tuple[int, ...]
 
 
@@ -88,10 +94,12 @@ def plan_backward(
     batch: int,
     axis: FeatureAxis = -1,
     precision: jax.lax.PrecisionLike = None,
+    whole: bool = True,
 ) -> BackwardPlan:
     """How `backward` computes the gradients of a chain.
 
-    By launches, unless these move clearly more bytes, or are refused.
+    In one launch if there is a kernel for that; else by launches, unless these move
+    clearly more bytes than XLA, or are refused.
 
     Args:
       patterns: the chain.
@@ -99,10 +107,13 @@ def plan_backward(
       batch: vectors in x.
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
+      whole: whether the gradients of x and of all factors are wanted.
     """
     one_each = (1,) * len(patterns)
     most = _LOSS * _numbers_by_xla(patterns)
     for partition in (*partitions(patterns), one_each) if batch else ():
+        if whole and _is_fused(patterns.fuse(partition), dtype, batch, axis):
+            return BackwardPlan("fused", partition)
         try:
             numbers = _numbers_by_launches(
                 patterns.fuse(partition), dtype, batch, axis, precision
@@ -113,6 +124,17 @@ def plan_backward(
             return BackwardPlan("launches", partition)
         break  # The others have more factors.
     return BackwardPlan("xla", one_each)
+
+
+def _is_fused(
+    patterns: Chain, dtype: jax.typing.DTypeLike, batch: int, axis: FeatureAxis
+) -> bool:
+    """Whether there is a kernel for all gradients at once."""
+    try:
+        fused.default_config(patterns.shapes, dtype, batch, axis=axis)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _numbers_by_launches(
@@ -171,12 +193,14 @@ def backward(
 ) -> Operands:
     """The gradients of a chain, as `plan_backward` has it; a `derivatives.Backward`."""
     x, factors, _ = operands
+    x_wanted, factors_wanted, _ = wanted
     plan = plan_backward(
         Chain.of(factors),
         dtype=x.dtype,
         batch=x.shape[1 + axis],
         axis=axis,
         precision=precision,
+        whole=x_wanted and all(factors_wanted),
     )
     options: dict[str, Any] = {
         "axis": axis,
@@ -185,57 +209,62 @@ def backward(
         "activation": activation,
     }
     match plan.form:
-        case "launches":
-            return _by_launches(operands, dy, wanted, plan.partition, **options)
+        case "fused" | "launches":
+            return _by_kernels(operands, dy, wanted, plan, **options)
         case "xla":
             return xla_gradients(options, wanted, operands, dy)
 
 
-def _by_launches(
+def _by_kernels(
     operands: Operands,
     dy: jax.Array,
     wanted: Operands,
-    partition: tuple[int, ...],
+    plan: BackwardPlan,
     *,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
     preferred_element_type: jax.typing.DTypeLike,
     activation: Activation | None,
 ) -> Operands:
-    """The gradients by kernels that apply chains, and a product for each dw."""
+    """The gradients through those of the factors that are multiplied out."""
     x, factors, bias = operands
     x_wanted, factors_wanted, bias_wanted = wanted
     wide = accumulation_dtype(x.dtype, preferred_element_type)
-    apply = functools.partial(apply_launches, axis=axis, precision=precision)
-
-    def multiply_out(factors: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        return fuse(factors, partition, precision="highest")
-
     products, pull_back = jax.vjp(
-        multiply_out, [factor.astype(wide) for factor in factors]
+        functools.partial(fuse, partition=plan.partition, precision="highest"),
+        tuple(factor.astype(wide) for factor in factors),
     )
     weights = tuple(product.astype(x.dtype) for product in products)
-    dz = dy.astype(wide)
-    if activation is not None:
-        z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
-        _, through = jax.vjp(
-            functools.partial(activate, activation=activation), z.astype(wide)
+    apply = functools.partial(apply_launches, axis=axis, precision=precision)
+    dx: jax.Array | None
+    dweights: Sequence[jax.Array | None]
+    if plan.form == "fused":
+        dx, dweights, dbias = fused.backward(
+            x, weights, dy.astype(x.dtype), axis=axis, bias=bias, activation=activation
         )
-        (dz,) = through(dz)
-    dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
-    ends = [sum(partition[: i + 1]) for i in range(len(partition))]
-    dx, dweights = _chain_gradients(
-        x,
-        weights,
-        dz.astype(x.dtype),
-        x_wanted=x_wanted,
-        weights_wanted=[
-            any(factors_wanted[end - length : end])
-            for end, length in zip(ends, partition, strict=True)
-        ],
-        axis=axis,
-        precision=precision,
-    )
+    else:
+        dz = dy.astype(wide)
+        if activation is not None:
+            z = apply(
+                x, weights, bias=bias, preferred_element_type=preferred_element_type
+            )
+            of_z = functools.partial(activate, activation=activation)
+            _, through = jax.vjp(of_z, z.astype(wide))
+            (dz,) = through(dz)
+        dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
+        ends = itertools.accumulate(plan.partition)
+        dx, dweights = _chain_gradients(
+            x,
+            weights,
+            dz.astype(x.dtype),
+            x_wanted=x_wanted,
+            weights_wanted=[
+                any(factors_wanted[end - length : end])
+                for end, length in zip(ends, plan.partition, strict=True)
+            ],
+            axis=axis,
+            precision=precision,
+        )
     (dfactors,) = pull_back(
         tuple(
             jnp.zeros_like(product) if dw is None else dw.astype(wide)
