@@ -19,7 +19,7 @@ import butterjax as bj
 from benchmarks import aot
 from benchmarks.cases import parse_chain
 
-def temporary(implementation, factors, batch):
+def temporary(implementation, dtype, factors, batch):
     chain = parse_chain(f"square_dyadic:1024/{factors}")
 
     def step(x, factors, dy):
@@ -28,14 +28,14 @@ def temporary(implementation, factors, batch):
             return (y.astype("float32") * dy).sum()
         return jax.value_and_grad(loss, (0, 1))(x, factors)
 
-    x = jax.ShapeDtypeStruct((batch, 1024), "bfloat16")
-    weights = tuple(jax.ShapeDtypeStruct(s, "bfloat16") for s in chain.shapes)
+    x = jax.ShapeDtypeStruct((batch, 1024), dtype)
+    weights = tuple(jax.ShapeDtypeStruct(s, dtype) for s in chain.shapes)
     return aot.compile_for_gpu(step, (x, weights, x)).memory.temporary
 
-for implementation, factors in json.loads(sys.argv[1]):
+for implementation, dtype, factors in json.loads(sys.argv[1]):
     # What is as large as the weights, and not the batch, goes out.
-    low, high = (temporary(implementation, factors, n) for n in (4096, 8192))
-    print((high - low) / (4096 * 1024 * 2))
+    low, high = (temporary(implementation, dtype, factors, n) for n in (4096, 8192))
+    print((high - low) / (4096 * 1024 * jax.numpy.dtype(dtype).itemsize))
 """
 
 
@@ -44,12 +44,13 @@ for implementation, factors in json.loads(sys.argv[1]):
     reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
 )
 def test_intermediates_at_a_time_do_not_grow_with_the_factors():
+    # In bfloat16 one launch has all gradients; in float32 there are intermediates.
     cases = [
-        ("einsum", 2),
-        ("einsum", 6),
-        ("pallas_chain", 2),
-        ("pallas_chain", 6),
+        (implementation, dtype, factors)
+        for implementation in ("einsum", "pallas_chain")
+        for dtype, factors in (("bfloat16", 2), ("bfloat16", 6), ("float32", 2))
     ]
+    cases.append(("pallas_chain", "float32", 10))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(cases)],
         cwd=ROOT,
@@ -64,9 +65,12 @@ def test_intermediates_at_a_time_do_not_grow_with_the_factors():
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    # In arrays as large as x: the result y, and after it one intermediate at a time.
+    # In arrays as large as x.
     of = dict(zip(cases, map(float, done.stdout.split()), strict=True))
-    for factors in (2, 6):
-        assert of["pallas_chain", factors] == pytest.approx(1, abs=0.01)
-    assert of["pallas_chain", 2] <= 0.501 * of["einsum", 2]
-    assert of["pallas_chain", 6] <= 0.2 * of["einsum", 6]
+    share = {case[1:]: of["pallas_chain", *case[1:]] / of[case] for case in cases[:3]}
+    assert share["bfloat16", 2] <= 0.5
+    assert share["bfloat16", 6] <= 0.2
+    assert share["float32", 2] <= 0.501
+    for factors in (2, 10):  # The result y, and after it one intermediate at a time.
+        assert of["pallas_chain", "float32", factors] == pytest.approx(1, abs=0.01)
+    assert of["pallas_chain", "bfloat16", 2] <= 0.1
