@@ -13,7 +13,7 @@ from butterjax.implementations.backward import plan_backward
 from butterjax.implementations.derivatives import formula
 from butterjax.implementations.launches import Launch
 from butterjax.numerics import tolerance
-from pallas_kernels import backward as fused_kernel
+from pallas_kernels import backward as backward_kernel
 from pallas_kernels import chain as chain_kernel
 from pallas_kernels import factor as factor_kernel
 from tests import gpu_interpreter, reference
@@ -33,13 +33,13 @@ THREE = bj.Chain([(2, 5, 4, 3), (1, 6, 8, 4), (2, 16, 5, 1)])  # Not chainable.
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_few_gradients_of_weights(chain, partition, dtype):
-    plan = functools.partial(
-        plan_backward, chain, dtype=dtype, batch=64, precision="highest"
-    )
-    assert plan().partition == partition
-    is_fused = dtype == "bfloat16" and partition == (5, 5)  # 32 x 32 blocks, not 16.
-    assert plan().form == ("fused" if is_fused else "launches")
-    assert plan(whole=False).form == "launches"
+    plan = plan_backward(chain, dtype=dtype, batch=64, precision="highest")
+    is_kernel = chain.in_features == 1024 and dtype == "bfloat16"
+    form = "kernel" if is_kernel else "launches"
+    assert (plan.form, plan.partition) == (form, partition)
+    assert (plan.config is None) != is_kernel
+    plan = plan_backward(chain, dtype=dtype, batch=64, has_weights=False)
+    assert plan.form == "launches"  # Which can leave the rest out.
 
 
 # 512 features, blocks of 256, of which a launch takes one factor, and never a product.
@@ -68,12 +68,12 @@ def test_the_fewest_bytes(chain, expected):
 
 
 def test_what_kernels_refuse_is_for_xla(monkeypatch):
-    def refuse_some(patterns, **_):
+    def refuse(patterns, **_):
         if patterns.in_features == THREE.out_features:
             raise NotImplementedError("a kernel takes no such pattern")
         return [Launch("factor", (1,), patterns, factor_kernel.Config())]
 
-    monkeypatch.setattr(backward, "plan_launches", refuse_some)
+    monkeypatch.setattr(backward, "plan_launches", refuse)
     plan = functools.partial(plan_backward, dtype="float32")
     assert plan(THREE, batch=7).form == "xla"
     assert plan(MONARCH, batch=8, axis=0).form == "launches"
@@ -111,29 +111,12 @@ def few_warpgroups(monkeypatch):
     monkeypatch.setattr(chain_kernel, "default_config", small_chain)
 
 
-def one_cta(*_, **__):
-    return fused_kernel.Config(
-        cluster=1, rows=32, warpgroups=2, x_stages=1, dy_stages=1, out_stages=1, ctas=1
-    )
-
-
-def refuse(*_, **__):
-    raise NotImplementedError("not in one launch")
-
-
 @pytest.mark.parametrize("axis", [-1, 0])
-@pytest.mark.parametrize("form", ["fused", "launches"])
-def test_two_factors_with_an_activation(few_warpgroups, monkeypatch, form, axis):
-    monkeypatch.setattr(
-        fused_kernel, "default_config", one_cta if form == "fused" else refuse
-    )
-    chain = bj.Chain([(1, 32, 16, 16), (16, 16, 32, 1)])
-    plan = plan_backward(chain, dtype="bfloat16", batch=40, axis=axis)
-    assert plan == backward.BackwardPlan(form, (1, 1))
-    x = reference.draw((40, 512), "bfloat16", seed=1)
-    factors = reference.draw_factors(chain, "bfloat16", seed=2)
-    bias = reference.draw((512,), "float32", seed=3)
-    dy = reference.draw((40, 512), "bfloat16", seed=4)
+def test_two_factors_with_an_activation(few_warpgroups, axis):
+    x = reference.draw((40, 256), "bfloat16", seed=1)
+    factors = reference.draw_factors(MONARCH, "bfloat16", seed=2)
+    bias = reference.draw((256,), "float32", seed=3)
+    dy = reference.draw((40, 256), "bfloat16", seed=4)
 
     def apply(x, factors, bias):
         return bj.butterfly(
@@ -151,7 +134,7 @@ def test_two_factors_with_an_activation(few_warpgroups, monkeypatch, form, axis)
         # Before the next kernels start: there are few threads for all.
         y.block_until_ready()
         dx, dfactors, dbias = pull_back(turn(dy))
-    bound = tolerance("bfloat16", len(chain))
+    bound = tolerance("bfloat16", len(MONARCH))
     sums = reference.apply(x, factors) + reference.wide(bias)
     expected = reference.activate(sums, "silu")
     assert reference.relative_error(turn(y), expected) < bound
@@ -160,6 +143,46 @@ def test_two_factors_with_an_activation(few_warpgroups, monkeypatch, form, axis)
     assert reference.relative_error(turn(dx), expected_dx) < bound
     assert reference.relative_error(dbias, dsums.sum(0)) < bound
     for actual, expected in zip(dfactors, expected_dfactors, strict=True):
+        assert reference.relative_error(actual, expected) < bound
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_one_launch(monkeypatch, axis):
+    """Six factors are multiplied out to two, and their gradients by one kernel."""
+    six = bj.Chain.square_dyadic(512).fuse((2, 1, 1, 2, 2, 1))
+    config = backward_kernel.Config(
+        cluster=2, rows=32, warpgroups=1, x_stages=1, dy_stages=1, out_stages=1, ctas=2
+    )
+    plan = backward.BackwardPlan("kernel", (3, 3), config)
+    monkeypatch.setattr(backward, "plan_backward", lambda *_, **__: plan)
+    x = reference.draw((40, 512), "bfloat16", seed=1)
+    factors = reference.draw_factors(six, "bfloat16", seed=2)
+    bias = reference.draw((512,), "float32", seed=3)
+    dy = reference.draw((40, 512), "bfloat16", seed=4)
+    turn = np.asarray if axis == -1 else np.transpose
+    operands = (turn(x), tuple(map(jnp.asarray, factors)), bias)
+    dx, dfactors, dbias = gpu_interpreter.run(
+        lambda operands, dy: backward.backward(
+            operands,
+            dy,
+            wanted=(True, (True,) * 6, True),
+            axis=axis,
+            precision=None,
+            preferred_element_type="bfloat16",
+            activation="silu",
+        ),
+        operands,
+        turn(dy),
+    )
+    bound = tolerance("bfloat16", len(six))
+    sums = reference.apply(x, factors) + reference.wide(bias)
+    dsums = reference.wide(dy) * reference.slope(sums, "silu")
+    expected_dx, expected_dfactors = reference.gradients(x, factors, dsums)
+    assert (dx.dtype, dbias.dtype) == ("bfloat16", "float32")
+    assert reference.relative_error(turn(dx), expected_dx) < bound
+    assert reference.relative_error(dbias, dsums.sum(0)) < bound
+    for actual, expected in zip(dfactors, expected_dfactors, strict=True):
+        assert actual.dtype == "bfloat16"
         assert reference.relative_error(actual, expected) < bound
 
 

@@ -1,8 +1,9 @@
 """The backward pass of a chain: what should move the fewest bytes, and doing it.
 
 With x, the factors and dy at hand, factors with small blocks are multiplied out, as
-going forward, to L factors K₁…K_L. For some of two factors one launch does it all, see
-`pallas_kernels.backward`. Else, from the left to the right,
+going forward, to L factors K₁…K_L. If these are two, of 16 bits, all else is one launch
+of `pallas_kernels.backward`, where that should be faster. If not, from the left to the
+right,
 
     h = K_{l+1}…K_L x        one launch of the chain kernel, where it fits
     dw_l = Σ dy hᵀ           one product per block over the batch, by XLA, f32 sums
@@ -19,7 +20,7 @@ factors that keep it, given as G factors:
 
     einsum    2G, then 2G for the dw and 2G for dx: 6G; and what XLA transposes
     launches  2, then 2(L - 1) for the h, 2L for the dw, 2L for dx: 6L
-    fused     2, then 3: x and dy in, dx out
+    kernel    2, then 3: x, dy and dx
 
 if each h takes one launch. If it takes one for each factor, as with large blocks,
 (L - 1)(L - 2) come to that. `plan_backward` counts; it leaves the chain to XLA where
@@ -33,10 +34,10 @@ features last, 25,088 vectors:
     the same, with gelu                 7.1  0.0  3.0      6.1  0.0  1.0
     the same, cuBLAS for Triton        17.0  6.0  8.0      6.0  2.0  1.1
     1024, 10 factors of 2 x 2          64.0 44.0 11.0      4.1  0.0  1.0
-    4096, 6 factors of 4 x 4           36.0 24.0  7.0      5.1  0.0  1.1
+    4096, 6 factors of 4 x 4           36.0 24.0  7.0      4.1  0.0  1.0
     16384, 3 factors                   15.0  9.0  4.0     11.0  2.0  2.0
 
-and fused, 1024, 2 or 10 factors: 2.2, 0.0 and 0.2; y has then room where dx comes.
+and by the backward kernel, 1024: 2.1, 0.0 and 0.1, as y fits in where dx comes later.
 
 The transposes are of factors whose a and d are both above one: their blocks lie apart
 both ways, which XLA multiplies in no layout but its own. It makes about six for the
@@ -45,7 +46,6 @@ three products of such a factor; two remain, of x and dy for dw.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ import jax.numpy as jnp
 from butterjax.factors import fuse, transpose
 from butterjax.implementations.derivatives import Operands, xla_gradients
 from butterjax.implementations.launches import (
+    MANY,
     apply_launches,
     partitions,
     plan_launches,
@@ -62,7 +63,7 @@ from butterjax.implementations.launches import (
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
-from pallas_kernels import arguments
+from pallas_kernels import arguments, chips
 from pallas_kernels import backward as fused
 from pallas_kernels.epilogue import Activation, activate
 
@@ -70,21 +71,26 @@ from pallas_kernels.epilogue import Activation, activate
 # more of the rate of a copy than products of blocks that lie apart.
 _LOSS = 1.5
 
+# The share of a copy's rate that launches and products reach at best, assumed.
+_REACHED = 0.8
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackwardPlan:
     """How the gradients of a chain are computed.
 
     Attributes:
-      form: "fused" for all gradients in one launch of `pallas_kernels.backward`,
-        "launches" for the kernels of the forward pass and a product per weight
-        gradient, "xla" for XLA's gradients of `einsum`.
+      form: "kernel" for one launch of the backward kernel; "launches" for the kernels
+        of the forward pass, and a product per weight gradient; "xla" for XLA's
+        gradients of `einsum`.
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product; of one factor each for "xla".
+      config: of the backward kernel, None for the other forms.
     """
 
-    form: Literal["fused", "launches", "xla"]
+    form: Literal["kernel", "launches", "xla"]
     partition: tuple[int, ...]
+    config: fused.Config | None = None
 
 
 def plan_backward(
@@ -94,12 +100,12 @@ def plan_backward(
     batch: int,
     axis: FeatureAxis = -1,
     precision: jax.lax.PrecisionLike = None,
-    whole: bool = True,
+    has_weights: bool = True,
 ) -> BackwardPlan:
     """How `backward` computes the gradients of a chain.
 
-    In one launch if there is a kernel for that; else by launches, unless these move
-    clearly more bytes than XLA, or are refused.
+    By launches, unless these move clearly more bytes than XLA, or are refused; and by
+    the backward kernel where it should take less time than these bytes do.
 
     Args:
       patterns: the chain.
@@ -107,18 +113,22 @@ def plan_backward(
       batch: vectors in x.
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
-      whole: whether the gradients of x and of all factors are wanted.
+      has_weights: whether gradients of weights are wanted, and not of x alone.
     """
     one_each = (1,) * len(patterns)
     most = _LOSS * _numbers_by_xla(patterns)
     for partition in (*partitions(patterns), one_each) if batch else ():
-        if whole and _is_fused(patterns.fuse(partition), dtype, batch, axis):
-            return BackwardPlan("fused", partition)
+        whole = patterns.fuse(partition)
         try:
-            numbers = _numbers_by_launches(
-                patterns.fuse(partition), dtype, batch, axis, precision
-            )
+            numbers = _numbers_by_launches(whole, dtype, batch, axis, precision)
         except NotImplementedError:
+            numbers = None
+        if has_weights:
+            least = most if numbers is None else min(numbers, most)
+            config = _kernel_config(whole, dtype, batch, axis, least)
+            if config is not None:
+                return BackwardPlan("kernel", partition, config)
+        if numbers is None:
             continue
         if numbers <= most:
             return BackwardPlan("launches", partition)
@@ -126,15 +136,23 @@ def plan_backward(
     return BackwardPlan("xla", one_each)
 
 
-def _is_fused(
-    patterns: Chain, dtype: jax.typing.DTypeLike, batch: int, axis: FeatureAxis
-) -> bool:
-    """Whether there is a kernel for all gradients at once."""
+def _kernel_config(
+    patterns: Chain,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis,
+    numbers: float,
+) -> fused.Config | None:
+    """The backward kernel's, if it beats moving so many numbers for each vector."""
     try:
-        fused.default_config(patterns.shapes, dtype, batch, axis=axis)
+        config = fused.default_config(patterns.shapes, dtype, batch, axis=axis)
     except NotImplementedError:
-        return False
-    return True
+        return None
+    # In a configuration for that many: the choice should not depend on the batch.
+    seconds = fused.predicted_seconds(patterns.shapes, dtype, MANY, axis=axis)
+    rate = _REACHED * chips.H200.hbm
+    apart = MANY * numbers * jnp.dtype(dtype).itemsize / rate
+    return config if seconds < apart else None
 
 
 def _numbers_by_launches(
@@ -193,14 +211,14 @@ def backward(
 ) -> Operands:
     """The gradients of a chain, as `plan_backward` has it; a `derivatives.Backward`."""
     x, factors, _ = operands
-    x_wanted, factors_wanted, _ = wanted
+    _, factors_wanted, _ = wanted
     plan = plan_backward(
         Chain.of(factors),
         dtype=x.dtype,
         batch=x.shape[1 + axis],
         axis=axis,
         precision=precision,
-        whole=x_wanted and all(factors_wanted),
+        has_weights=any(factors_wanted),
     )
     options: dict[str, Any] = {
         "axis": axis,
@@ -208,63 +226,18 @@ def backward(
         "preferred_element_type": preferred_element_type,
         "activation": activation,
     }
-    match plan.form:
-        case "fused" | "launches":
-            return _by_kernels(operands, dy, wanted, plan, **options)
-        case "xla":
-            return xla_gradients(options, wanted, operands, dy)
-
-
-def _by_kernels(
-    operands: Operands,
-    dy: jax.Array,
-    wanted: Operands,
-    plan: BackwardPlan,
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: jax.typing.DTypeLike,
-    activation: Activation | None,
-) -> Operands:
-    """The gradients through those of the factors that are multiplied out."""
-    x, factors, bias = operands
-    x_wanted, factors_wanted, bias_wanted = wanted
+    if plan.form == "xla":
+        return xla_gradients(options, wanted, operands, dy)
     wide = accumulation_dtype(x.dtype, preferred_element_type)
     products, pull_back = jax.vjp(
         functools.partial(fuse, partition=plan.partition, precision="highest"),
-        tuple(factor.astype(wide) for factor in factors),
+        [factor.astype(wide) for factor in factors],
     )
     weights = tuple(product.astype(x.dtype) for product in products)
-    apply = functools.partial(apply_launches, axis=axis, precision=precision)
-    dx: jax.Array | None
-    dweights: Sequence[jax.Array | None]
-    if plan.form == "fused":
-        dx, dweights, dbias = fused.backward(
-            x, weights, dy.astype(x.dtype), axis=axis, bias=bias, activation=activation
-        )
-    else:
-        dz = dy.astype(wide)
-        if activation is not None:
-            z = apply(
-                x, weights, bias=bias, preferred_element_type=preferred_element_type
-            )
-            of_z = functools.partial(activate, activation=activation)
-            _, through = jax.vjp(of_z, z.astype(wide))
-            (dz,) = through(dz)
-        dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
-        ends = itertools.accumulate(plan.partition)
-        dx, dweights = _chain_gradients(
-            x,
-            weights,
-            dz.astype(x.dtype),
-            x_wanted=x_wanted,
-            weights_wanted=[
-                any(factors_wanted[end - length : end])
-                for end, length in zip(ends, plan.partition, strict=True)
-            ],
-            axis=axis,
-            precision=precision,
-        )
+    compute = _by_launches
+    if plan.form == "kernel":
+        compute = _by_kernel
+    dx, dweights, dbias = compute(operands, weights, dy, wanted, plan, **options)
     (dfactors,) = pull_back(
         tuple(
             jnp.zeros_like(product) if dw is None else dw.astype(wide)
@@ -276,6 +249,73 @@ def _by_kernels(
         for dfactor, factor in zip(dfactors, factors, strict=True)
     )
     return dx, narrow, dbias
+
+
+def _by_kernel(
+    operands: Operands,
+    weights: Sequence[jax.Array],
+    dy: jax.Array,
+    wanted: Operands,
+    plan: BackwardPlan,
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """The gradients of x, of what was multiplied out and of the bias, by one launch."""
+    del wanted, preferred_element_type  # It computes all in one, from dy as x is.
+    x, _, bias = operands
+    return fused.backward(
+        x,
+        weights,
+        dy.astype(x.dtype),
+        axis=axis,
+        bias=bias,
+        activation=activation,
+        config=plan.config,
+        precision=precision,
+    )
+
+
+def _by_launches(
+    operands: Operands,
+    weights: Sequence[jax.Array],
+    dy: jax.Array,
+    wanted: Operands,
+    plan: BackwardPlan,
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """The same by kernels that apply chains, and a product for each dw."""
+    x, _, bias = operands
+    x_wanted, factors_wanted, bias_wanted = wanted
+    apply = functools.partial(apply_launches, axis=axis, precision=precision)
+    dz = dy.astype(accumulation_dtype(x.dtype, preferred_element_type))
+    if activation is not None:
+        z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
+        _, through = jax.vjp(
+            functools.partial(activate, activation=activation), z.astype(dz.dtype)
+        )
+        (dz,) = through(dz)
+    dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
+    ends = [sum(plan.partition[: i + 1]) for i in range(len(plan.partition))]
+    dx, dweights = _chain_gradients(
+        x,
+        weights,
+        dz.astype(x.dtype),
+        x_wanted=x_wanted,
+        weights_wanted=[
+            any(factors_wanted[end - length : end])
+            for end, length in zip(ends, plan.partition, strict=True)
+        ],
+        axis=axis,
+        precision=precision,
+    )
+    return dx, tuple(dweights), dbias
 
 
 def _chain_gradients(
