@@ -1,5 +1,6 @@
 """What leans on parts of JAX that may change from one version to the next."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src.lax.lax import canonicalize_precision as _canonicalize_precision
 from jax._src.pallas.mosaic_gpu import lowering as _lowering
+from jax._src.state.types import ReshapeTransform, TransformedRef
 from jax.experimental.mosaic.gpu import utils as _mgpu_utils
 from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -157,6 +159,23 @@ def tiled_layout(
     return plgpu.Layout.TILED(
         layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class Untiled(ReshapeTransform):
+    """Takes a tiled ref for rows: the shape is the one that it has without tiles."""
+
+
+def untiled(ref: Any) -> Any:
+    """What wgmma reads, as TMA copies to it: a tiled and swizzled ref without its tiles.
+
+    Where rows are as long as the swizzle, tiles of 8 rows follow one another, and the
+    bytes are those of a ref that is swizzled only. TMA copies to tiles only from arrays
+    that consist of whole ones, and to rows from any, filling up with zeros.
+    """
+    swizzle, _ = ref.transforms
+    return TransformedRef(ref.ref, (swizzle, Untiled(ref.shape)))
 
 
 def varying_as(y: jax.Array, *operands: jax.Array) -> jax.Array:

@@ -71,6 +71,7 @@ on L2 binds first, so multicast has to come before it.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -84,7 +85,7 @@ from pallas_kernels import arguments, compat, pieces, tuned
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
-from pallas_kernels.factor_tiles import Config, Tiling, tiling
+from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
 from pallas_kernels.slabs import slab
 
 __all__ = ["Config", "default_config", "factor"]
@@ -256,8 +257,10 @@ def _launch(
         return plgpu.SMEM((count, *plan.turned(features)), dtype)
 
     scratch = {
-        "x_slab": slab((config.stages, *plan.slab_in), x.dtype),
-        "w_slab": slab((plan.weight_stages, *plan.slab_weights), half),
+        "x_slab": slab((config.stages, *plan.slab_in), x.dtype, tiled=config.wgmma),
+        "w_slab": slab(
+            (plan.weight_stages, *plan.slab_weights), half, tiled=config.wgmma
+        ),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -344,10 +347,9 @@ class _Kernel:
 
     def run(self) -> None:
         """Takes items until there are none left."""
-        plan, config = self.plan, self.plan.config
-        lag = self.lag
+        config = self.plan.config
         mine = self.mine()
-        for serial in range(config.stages - lag):
+        for serial in range(config.stages - self.lag):
             self.fetch(jnp.int32(serial))
 
         def take_item(turn: jax.Array, carry: None) -> None:
@@ -355,27 +357,8 @@ class _Kernel:
             if config.resident:
                 self.keep_weights(item, turn)
 
-            def take_chunk(chunk: jax.Array, sums: Any) -> Any:
-                serial = turn * plan.chunks + chunk
-                at = jax.lax.rem(serial, config.stages)
-                plgpu.barrier_wait(self.loaded.at[at])
-                if plan.way == "turned":
-                    if config.slots == 1:
-                        self.meet()  # Nobody reads the chunk before any more.
-                    self.turn(serial, at)
-                    self.meet()
-                weights = self.w_slab.at[chunk if config.resident else at]
-                sums = self.multiply(serial, at, weights, sums)
-                # TMA may overwrite what was just read.
-                plgpu.commit_smem()
-                if config.warpgroups > 1:
-                    wanted = serial + config.stages < mine * plan.chunks
-                    pl.when(wanted)(lambda: plgpu.barrier_arrive(self.free.at[at]))
-                self.fetch(serial + config.stages - lag)
-                return sums
-
-            sums = jax.lax.fori_loop(0, plan.chunks, take_chunk, self.zeros())
-            self.finish(item, turn, sums)
+            add_up = self.add_up_wgmma if config.wgmma else self.add_up
+            self.finish(item, turn, add_up(turn))
             return carry
 
         jax.lax.fori_loop(0, mine, take_item, None)
@@ -389,7 +372,72 @@ class _Kernel:
         there are more, which the others have mostly left, so that it need not wait.
         """
         config = self.plan.config
+        if config.wgmma:  # The products of a chunk are finished with the next one's.
+            return 1
         return 1 if config.warpgroups > 1 and config.stages > 1 else 0
+
+    def add_up(self, turn: jax.Array) -> list[list[jax.Array]]:
+        """Sums over an item's chunks: for each block, for each panel of vectors."""
+        plan, config = self.plan, self.plan.config
+
+        def take_chunk(chunk: jax.Array, sums: Any) -> Any:
+            serial = turn * plan.chunks + chunk
+            at = jax.lax.rem(serial, config.stages)
+            plgpu.barrier_wait(self.loaded.at[at])
+            if plan.way == "turned":
+                if config.slots == 1:
+                    self.meet()  # Nobody reads the chunk before any more.
+                self.turn(serial, at)
+                self.meet()
+            weights = self.w_slab.at[chunk if config.resident else at]
+            sums = self.multiply(serial, at, weights, sums)
+            plgpu.commit_smem()  # TMA may overwrite what was just read.
+            self.release(serial)
+            self.fetch(serial + config.stages - self.lag)
+            return sums
+
+        sums: list[list[jax.Array]] = jax.lax.fori_loop(
+            0, plan.chunks, take_chunk, self.zeros()
+        )
+        return sums
+
+    def add_up_wgmma(self, turn: jax.Array) -> list[list[jax.Array]]:
+        """The same by wgmma, for each panel of 64 vectors.
+
+        The products of a chunk run on while the next chunk is waited for, and its
+        products are queued up behind them. Only then is it known that those of the
+        chunk before are finished, and its stage may be fetched anew.
+        """
+        plan, config = self.plan, self.plan.config
+
+        def take_item(*sums: Any) -> list[jax.Array]:
+            def take_chunk(chunk: jax.Array, carry: None) -> None:
+                serial = turn * plan.chunks + chunk
+                at = jax.lax.rem(serial, config.stages)
+                plgpu.barrier_wait(self.loaded.at[at])
+                weights = self.w_slab.at[chunk if config.resident else at]
+                products = self.start_products(at, weights, sums)
+                plgpu.wgmma_wait(products)
+                self.release(serial - 1)
+                self.fetch(serial - 1 + config.stages)
+                return carry
+
+            jax.lax.fori_loop(0, plan.chunks, take_chunk, None)
+            return [one[...] for one in sums]  # Waits for all products.
+
+        one = plgpu.ACC((WGMMA_ROWS, plan.features), jnp.float32)
+        return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
+
+    def release(self, serial: jax.Array) -> None:
+        """Tells that this warpgroup has read chunk number `serial`, if anybody waits."""
+        plan, config = self.plan, self.plan.config
+        if config.warpgroups == 1:
+            return
+        wanted = serial + config.stages < self.mine() * plan.chunks
+
+        @pl.when((serial >= 0) & wanted)
+        def _() -> None:
+            plgpu.barrier_arrive(self.free.at[jax.lax.rem(serial, config.stages)])
 
     def meet(self) -> None:
         """Waits for the CTA's other warpgroups."""
@@ -461,7 +509,7 @@ class _Kernel:
     def fetch_x(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
         plan, config = self.plan, self.plan.config
         i, k = _divmod(item.block, plan.factor.d)
-        slab, loaded = self.x_slab.at[at], self.loaded.at[at]
+        slab, loaded = self.for_tma(self.x_slab).at[at], self.loaded.at[at]
         panels, _, width = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
         if plan.transposes and not plan.whole_runs:
@@ -494,8 +542,12 @@ class _Kernel:
                     pl.ds(item.feature, features),
                     pl.ds(depth + p * width, width),
                 ]
-                target = self.w_slab.at[at, piece, p]
+                target = self.for_tma(self.w_slab).at[at, piece, p]
                 plgpu.copy_gmem_to_smem(source, target, loaded)
+
+    def for_tma(self, slab: Any) -> Any:
+        """A slab of x or of weights, as TMA copies to it."""
+        return compat.untiled(slab) if self.plan.config.wgmma else slab
 
     def zeros(self) -> list[list[jax.Array]]:
         """Sums: for each block of the warpgroup, for each panel of vectors."""
@@ -598,6 +650,27 @@ class _Kernel:
                             one[m] = plgpu.mma(one[m], weights[j], parts[i])
         return sums
 
+    def start_products(self, at: jax.Array, w_slab: Any, sums: Sequence[Any]) -> int:
+        """Has wgmma add the products of a chunk to the sums; tells how many to wait for.
+
+        Sums are of 64 vectors each. Both operands stay where TMA put them: x has the
+        vectors in its first axis, or features first and is read transposed.
+        """
+        plan = self.plan
+        _, feature, row = self.parts()
+        _, panels, *_, width = plan.slab_weights
+        for p in range(panels):
+            weights = w_slab.at[0, p, 0, pl.ds(feature, plan.features)].T
+            for m, one in enumerate(sums):
+                first = row + m * WGMMA_ROWS
+                if plan.feature_first:
+                    panel = jax.lax.div(first, WGMMA_ROWS)
+                    x = self.x_slab.at[at, panel, pl.ds(p * width, width)].T
+                else:
+                    x = self.x_slab.at[at, p, pl.ds(first, WGMMA_ROWS)]
+                plgpu.wgmma(one, x, weights)
+        return panels * len(sums)
+
     def inputs(
         self, at: jax.Array, depth: int, length: int
     ) -> list[tuple[int, Sequence[jax.Array]]]:
@@ -635,6 +708,9 @@ class _Kernel:
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
         """Applies the epilogue to the sums and sends them to y."""
+        if self.plan.config.wgmma:
+            self.send_parts(item, turn, sums[0])
+            return
         block, feature, _ = self.parts()
         values = [
             [
@@ -652,9 +728,9 @@ class _Kernel:
 
     def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
         if self.offsets is not None:
-            along = 0 if self.plan.way == "flat" else 1
+            along = 0 if self.plan.vectors_lead else 1
             offsets = plgpu.load(
-                self.offsets.at[block, pl.ds(feature, self.plan.features)],
+                self.offsets.at[block, pl.ds(feature, sums.shape[1 - along])],
                 layout=self.layout("ACC").reduce(along),
                 optimized=False,
             )
@@ -688,6 +764,35 @@ class _Kernel:
                     i, pl.ds(start, plan.features), k, pl.ds(first + p * width, width)
                 ]
             plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
+
+    def send_parts(
+        self, item: _Item, turn: jax.Array, sums: Sequence[jax.Array]
+    ) -> None:
+        """Sends wgmma's sums part by part, lest shared memory hold them all."""
+        plan = self.plan
+        _, feature, row = self.parts()
+        i, k = _divmod(item.block, plan.factor.d)
+        width = plan.slab_out[1 if plan.feature_first else 2]
+        per_panel = plan.features // width
+        for m, q in itertools.product(range(len(sums)), range(per_panel)):
+            start = item.feature + feature + q * width
+            part = sums[m][:, q * width : (q + 1) * width]
+            finish = functools.partial(self.epilogue, block=item.block, feature=start)
+            # Always true, but a branch to the compiler, which would otherwise work on
+            # all parts at once and run out of registers.
+            here = jax.lax.axis_index("wg") < plan.config.warpgroups
+            part = jax.lax.cond(here, finish, lambda part: part, part)
+            part = part.astype(self.y.dtype)
+            slab = self.slab((turn * len(sums) + m) * per_panel + q).at[0]
+            rows = pl.ds(item.row + row + m * WGMMA_ROWS, WGMMA_ROWS)
+            if plan.feature_first:
+                slab.T[...] = part
+                target = self.y.at[i, pl.ds(start, width), k, rows]
+            else:
+                slab[...] = part
+                target = self.y.at[rows, i, pl.ds(start, width)]
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(slab, target)
 
     def slab(self, serial: jax.Array) -> Any:
         """A slab of y that this warpgroup may write."""

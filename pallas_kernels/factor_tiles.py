@@ -8,7 +8,8 @@ tensor core, and from it to y:
 *flat*     feature-last, d = 1: blocks are runs of features. Vectors are the rows of
            the product, x the left operand.
 *columns*  feature-first, 16 bits: a block is a slice with the batch contiguous.
-           Outputs are the rows of the product, x the right operand.
+           Outputs are the rows of the product, x the right operand; with wgmma, which
+           reads either operand in either order, it is as in *flat*.
 *turned*   everything else is first brought into that form in shared memory: of a
            feature-last x with d > 1 a run of neighbouring features is transposed, and
            float32 is split into bfloat16 pieces on the way.
@@ -32,6 +33,7 @@ from pallas_kernels.tiles import MAX_COPY
 Way = Literal["flat", "columns", "turned"]
 
 _MAX_WARPGROUPS = 4
+WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -57,6 +59,10 @@ class Config:
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
         CTA walks through the batch; needs batch_first, and features not below b.
+      wgmma: whether warpgroups multiply what lies in shared memory, rather than warps
+        what they have loaded into registers; for flat and columns in 16 bits. Wants
+        m_warps = 4, two stages or more, a depth in multiples of 64, and for each
+        warpgroup rows in multiples of 64.
     """
 
     rows: int = 64
@@ -73,6 +79,7 @@ class Config:
     ctas: int = 132
     batch_first: bool = False
     resident: bool = False
+    wgmma: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -102,6 +109,25 @@ class Config:
                     f"Config: {whole} must be a multiple of split_{whole} = {parts}, "
                     f"got {value}"
                 )
+        if self.wgmma:
+            self._check_wgmma()
+
+    def _check_wgmma(self) -> None:
+        rows = self.rows // self.split_rows
+        for holds, rule in (
+            (self.m_warps == 4, f"m_warps must be 4, got {self.m_warps}"),
+            (self.stages > 1, f"stages must be 2 or more, got {self.stages}"),
+            (
+                self.depth % WGMMA_ROWS == 0,
+                f"depth must be a multiple of {WGMMA_ROWS}, got {self.depth}",
+            ),
+            (
+                rows % WGMMA_ROWS == 0,
+                f"rows / split_rows must be a multiple of {WGMMA_ROWS}, got {rows}",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"Config: with wgmma, {rule}")
 
     @property
     def warpgroups(self) -> int:
@@ -136,6 +162,11 @@ class Tiling:
     def transposes(self) -> bool:
         """Whether the turned buffer holds a transpose of what was fetched."""
         return self.way == "turned" and not self.feature_first
+
+    @property
+    def vectors_lead(self) -> bool:
+        """Whether vectors, not outputs, are the rows of the product."""
+        return self.way == "flat" or self.config.wgmma
 
     @property
     def whole_runs(self) -> bool:
@@ -238,6 +269,10 @@ class Tiling:
     @property
     def slab_out(self) -> tuple[int, ...]:
         """The same of what a warpgroup sends to y at a time."""
+        if self.config.wgmma:
+            if self.feature_first:
+                return (1, math.gcd(self.features, WGMMA_ROWS), WGMMA_ROWS)
+            return (1, WGMMA_ROWS, panel(self.features, self.item_out))
         if self.way == "flat":
             width = panel(self.features, self.item_out)
             return (self.features // width, self.rows, width)
@@ -257,6 +292,8 @@ class Tiling:
     @property
     def registers(self) -> int:
         """Registers per thread that sums and the operands of a chunk take, at most."""
+        if self.config.wgmma:
+            return self.num_sums
         width = self.slab_weights[-1]
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
         if self.way == "flat":
@@ -395,10 +432,15 @@ def misfit(plan: Tiling) -> str | None:
         return "blocks must be 1"
     if config.resident and not (config.batch_first and plan.feature_tiles == 1):
         return "resident weights need batch_first, and features of at least b"
+    if config.wgmma:
+        if plan.way == "turned":
+            return "wgmma is for 16 bits, and d = 1 or a feature-first x"
+        if plan.feature_first and plan.item_out == 4:
+            return "wgmma is for a result of 16 bits, if features come first"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features
-    if plan.way == "flat":
+    if plan.vectors_lead:
         if rows % m_unit or features % n_unit:
             return (
                 f"rows and features of a warpgroup must be multiples of {m_unit} and "

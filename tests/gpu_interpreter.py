@@ -12,6 +12,8 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.primitives import mma_p
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import compat
+
 
 def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     # No dot: it would wait for XLA's few threads, which warpgroups may be blocking.
@@ -48,6 +50,37 @@ def _get_from_peer(
 
 # Nor does it know peers, though it runs the CTAs of a cluster side by side.
 gpu_callbacks._get = _get_from_peer
+
+
+# It holds tiled memory without its tiles, but does not know this name for that.
+gpu_callbacks.NOOP_TRANSFORMS = (*gpu_callbacks.NOOP_TRANSFORMS, compat.Untiled)
+
+
+_wgmma = gpu_callbacks.wgmma
+
+
+def _wgmma_in_order(*, thread: Any, **kwargs: Any) -> Any:
+    """Looks for races with what wgmma reads, as if it did so at once."""
+    memory = gpu_callbacks._get_shared_memory()
+    with memory.lock:
+        memory.clocks[thread].inc(memory.thread_to_vc_position(thread))
+    clock = memory.get_clock(thread)
+    for operand in ("a", "b"):
+        key = gpu_callbacks.HostAllocationKey.from_array(
+            kwargs[f"{operand}_allocation_key_as_array"]
+        )
+        transforms = gpu_callbacks._remove_noop_transforms(
+            kwargs[f"{operand}_transforms"]
+        )
+        access = memory.access(key, jax.tree.map(int, transforms))
+        gpu_callbacks.get_races().check_read(
+            thread, clock.async_smem_clock, key, access
+        )
+    return _wgmma(thread=thread, **kwargs)
+
+
+# It multiplies, but looks for no races.
+gpu_callbacks.wgmma = _wgmma_in_order
 
 
 @contextlib.contextmanager
