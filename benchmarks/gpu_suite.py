@@ -3,9 +3,11 @@
 In this order, each part only if all before it are done:
 
   correctness   every kernel against float64, each dtype and layout, ragged batches,
-                bias and activations; if anything is wrong, nothing is measured
+                bias and activations, gradients; if anything is wrong, nothing is
+                measured
   ceilings      bytes copied and multiply-adds done per second, anew in every run
   fused         chains of two factors, n = 1024, 2048, 4096, bfloat16
+  training      these and some others, forward and backward
   factors       single factors: patterns of arXiv 2405.15013, float16
   radix         radix-2 chains
   chains        other chains, n = 256 to 16384, other dtypes and smaller batches

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import butterjax as bj
 import pallas_kernels
 from benchmarks import measure, runs, workloads
 from benchmarks.builds import build_all
@@ -34,6 +35,8 @@ BATCHES: dict[Layout, tuple[int, ...]] = {
     "feature_first": (8, 72, 20_008),
 }
 
+_FAR_FROM_ZERO = 8.0  # Standard deviations of a product.
+
 # Per factor, of float32 in two bfloat16 pieces, whose products are exact to 2⁻¹⁶.
 _TWO_PIECES = 2**-15
 
@@ -42,9 +45,12 @@ _TWO_PIECES = 2**-15
 class Check:
     """A call of a kernel that is compared with float64.
 
+    Forward, the kernel is called itself; with gradients, its implementation is, whose
+    backward pass may take other kernels.
+
     Attributes:
       kernel: name in `benchmarks.kernels.KERNELS`.
-      workload: the chain, the batch, the dtype and the layout.
+      workload: the chain, the batch, the dtype, the layout and the direction.
       has_bias: whether a bias is added.
       activation: what is applied to the result.
       out_dtype: of the result, None for that of x.
@@ -63,6 +69,7 @@ class Check:
         """All that tells checks apart, in a few words."""
         work = self.workload
         extras = {
+            "gradients": self.has_gradients,
             "bias": self.has_bias,
             str(self.activation): self.activation,
             f"to {self.out_dtype}": self.out_dtype,
@@ -74,8 +81,13 @@ class Check:
         )
 
     @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients are checked too."""
+        return self.workload.direction == "forward+backward"
+
+    @property
     def tolerance(self) -> float:
-        """Largest relative error that is allowed, of any one vector."""
+        """Largest relative error that is allowed, of any one vector or gradient."""
         work = self.workload
         if pieces.count(work.dtype, self.precision) == 2:
             return _TWO_PIECES * len(work.chain)
@@ -91,8 +103,9 @@ class Row:
       sources: digest of the kernels' source files.
       check: what was called.
       tolerance: the error that is allowed.
-      error: largest relative error of a vector of the result against float64, by the
-        2-norm; None where nothing was computed, or an entry is not finite.
+      error: largest relative error against float64, by the 2-norm, of a vector of the
+        result, or of its gradient in x, or of the gradient in a factor or the bias;
+        None where nothing was computed, or an entry is not finite.
       unsupported: why the kernel refused, None where it did not.
       failed: what is wrong, None where nothing is.
     """
@@ -160,56 +173,112 @@ def checks(
         yield dataclasses.replace(one, activation="relu")
         if dtype != "float32":
             yield dataclasses.replace(one, out_dtype="float32")
+        for check in _with_gradients(kernel, one):
+            both = dataclasses.replace(check.workload, direction="forward+backward")
+            yield dataclasses.replace(check, workload=both)
+
+
+def _with_gradients(kernel: Kernel, simplest: Check) -> Iterator[Check]:
+    """The checks that are made of gradients too, without saying so yet.
+
+    Backward, the dtypes differ in little else than in how sums are rounded: all chains
+    are checked in one.
+    """
+    work = simplest.workload
+    for spec in kernel.checked if work.dtype == kernel.dtypes[0] else ():
+        chain = parse_chain(spec)
+        yield dataclasses.replace(
+            simplest, workload=dataclasses.replace(work, case=spec, chain=chain)
+        )
+    for batch in BATCHES[work.layout]:
+        yield dataclasses.replace(
+            simplest, workload=dataclasses.replace(work, batch=batch)
+        )
+    for activation in (None, *ACTIVATIONS):
+        yield dataclasses.replace(simplest, has_bias=True, activation=activation)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Random arguments of a check, and the result in float64, vectors along axis 0."""
+    """Random arguments of a check, and what it should return, in float64.
+
+    Attributes:
+      arguments: of `function`.
+      exact: the result; with gradients, those in x, in the factors and in the bias, if
+        there is one, come next. x and the result have their vectors along axis 0.
+    """
 
     arguments: tuple[Any, ...]
-    exact: np.ndarray
+    exact: tuple[np.ndarray, ...]
 
 
-def function(check: Check) -> Callable[..., jax.Array]:
-    """The call: of x and the factors, and of the bias if there is one."""
+def function(check: Check) -> Callable[..., Any]:
+    """The call: of x and the factors, and of the bias if there is one.
+
+    With gradients, the gradient of the result comes before all, and those in all others
+    are returned after the result.
+    """
     kernel = KERNELS[check.kernel]
-    options = {
+    options: dict[str, Any] = {
         "axis": check.workload.axis,
         "activation": check.activation,
-        "out_dtype": check.out_dtype,
         "precision": check.precision,
-        "config": None,
     }
 
     def call(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
-        return kernel.run(x, factors, bias=bias, **options)
+        return kernel.run(
+            x, factors, bias=bias, out_dtype=check.out_dtype, config=None, **options
+        )
 
-    return call
+    def layer(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
+        return bj.butterfly(
+            *(x, factors),
+            bias=bias,
+            implementation=kernel.implementation,
+            preferred_element_type=check.out_dtype,
+            **options,
+        )
+
+    return workloads.with_gradients(layer) if check.has_gradients else call
 
 
 def abstract(check: Check) -> tuple[Any, ...]:
     """The arguments of `function`, without numbers."""
-    arguments = abstract_arguments(check.workload)
-    if not check.has_bias:
-        return arguments
-    features = check.workload.chain.out_features
-    return *arguments, jax.ShapeDtypeStruct((features,), check.workload.dtype)
+    work = check.workload
+    arguments: tuple[Any, ...] = abstract_arguments(work)
+    if check.has_bias:
+        bias = jax.ShapeDtypeStruct((work.chain.out_features,), work.dtype)
+        arguments = (*arguments, bias)
+    if check.has_gradients:
+        arguments = (workloads.shapes(work).dy, *arguments)
+    return arguments
 
 
 def draw(check: Check, seed: int) -> Inputs:
-    """Standard normal x and bias, and weights that keep the variance.
+    """Standard normal x, bias and gradient, and weights that keep the variance.
 
-    The result is computed on the CPU, which has no part in what is checked.
+    What is exact is computed on the CPU, which has no part in what is checked.
     """
     work = check.workload
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        arguments, y = _drawn(work, seed)
+        bias: tuple[jax.Array, ...] = ()
         if check.has_bias:
-            shape = abstract(check)[2].shape
-            bias = jax.random.normal(jax.random.key(seed + 1), shape).astype(work.dtype)
-            arguments, y = (*arguments, bias), y + np.asarray(bias, np.float64)
-        with jax.enable_x64(True):
-            exact = np.asarray(activate(jnp.asarray(y), check.activation))
+            shape = (work.chain.out_features,)
+            drawn = jax.random.normal(jax.random.key(seed + 1), shape)
+            if check.has_gradients and check.activation == "relu":
+                # Its slope jumps at zero, from which rounding must not decide.
+                drawn = jnp.copysign(_FAR_FROM_ZERO, drawn)
+            bias = (drawn.astype(work.dtype),)
+        if check.has_gradients:
+            inputs = workloads.draw(work, seed, has_kernel=False)
+            arguments = (inputs.dy, inputs.x, inputs.factors, *bias)
+            exact = _exact_gradients(check, arguments)
+        else:
+            operands, y = _drawn(work, seed)
+            arguments = (*operands, *bias)
+            sums = y + np.asarray(sum(bias), np.float64)
+            with jax.enable_x64(True):
+                exact = (np.asarray(activate(jnp.asarray(sums), check.activation)),)
     return Inputs(jax.device_put(arguments, jax.devices()[0]), exact)
 
 
@@ -218,18 +287,45 @@ def _drawn(work: Workload, seed: int) -> tuple[tuple[Any, ...], np.ndarray]:
     """x and the factors, and their product in float64, vectors along axis 0."""
     inputs = workloads.draw(work, seed)
     (y,) = workloads.truth(work, inputs, dense_layer=False)
-    exact = np.asarray(y)
-    return (inputs.x, inputs.factors), exact if work.axis == -1 else exact.T
+    return (inputs.x, inputs.factors), _vectors_first(work, y)
+
+
+def _exact_gradients(check: Check, arguments: Any) -> tuple[np.ndarray, ...]:
+    work = check.workload
+
+    def formula(x: jax.Array, factors: Any, bias: Any = 0.0) -> jax.Array:
+        y = workloads.definition(x, factors, axis=work.axis)
+        bias = jnp.asarray(bias)
+        along = bias if work.axis == -1 or not bias.ndim else bias[:, None]
+        return activate(y + along, check.activation)
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
+        outputs = jax.jit(workloads.with_gradients(formula))(*wide)
+    return _flat(work, outputs)
+
+
+def _vectors_first(work: Workload, x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    return array if work.axis == -1 else array.T
+
+
+def _flat(work: Workload, outputs: Any) -> tuple[np.ndarray, ...]:
+    """The outputs of `function`, vectors along axis 0 in y and dx."""
+    y, *gradients = jax.tree.leaves(outputs)
+    flat = [_vectors_first(work, one) for one in (y, *gradients[:1])]
+    return (*flat, *map(np.asarray, gradients[1:]))
 
 
 def judge(
-    check: Check, run: Callable[..., jax.Array], inputs: Inputs
+    check: Check, run: Callable[..., Any], inputs: Inputs
 ) -> tuple[float | None, str | None]:
     """Runs a check twice, the second time on the vectors in reverse order.
 
     As each vector is computed by itself, the results must be each other's reverse, bit
     by bit: one that depends on what ran when, or that was not written and shows what
-    lay in memory before, is not.
+    lay in memory before, is not. With gradients, of which those in the weights are sums
+    over all vectors, the order is kept, and all must be the same bit by bit.
 
     Args:
       check: the check.
@@ -239,34 +335,61 @@ def judge(
     Returns:
       The error, as in `Row`, and what is wrong, None where nothing is.
     """
-    x, *others = inputs.arguments
-    along = 0 if check.workload.axis == -1 else 1
-    forward, backward = (
-        np.asarray(jax.block_until_ready(run(one, *others)))
-        for one in (x, jnp.flip(x, along))
+    work = check.workload
+    along = 0 if work.axis == -1 else 1
+    again = inputs.arguments
+    if not check.has_gradients:
+        x, *others = inputs.arguments
+        again = (jnp.flip(x, along), *others)
+    first, second = (
+        _flat(work, jax.block_until_ready(run(*arguments)))
+        for arguments in (inputs.arguments, again)
     )
-    backward = np.flip(backward, along)
-    wanted = jnp.dtype(check.out_dtype or check.workload.dtype)
-    if forward.dtype != wanted:
-        return None, f"the result is {forward.dtype.name} and not {wanted.name}"
-    y = np.asarray(forward if along == 0 else forward.T, np.float64)
-    if y.shape != inputs.exact.shape:
-        return None, f"the result has shape {forward.shape}"
-    if not np.isfinite(y).all():
-        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
-        return None, f"{len(bad)} vectors are not finite, the first is {bad[0]}"
-    norms = np.linalg.norm(inputs.exact, axis=1)
-    errors = np.linalg.norm(y - inputs.exact, axis=1) / norms
-    error = float(errors.max())
-    if not error <= check.tolerance:
-        bad = np.flatnonzero(~(errors <= check.tolerance))
-        return error, (
-            f"{len(bad)} of {len(y)} vectors are further from float64 than "
-            f"{check.tolerance:.0e}, the first is {bad[0]}"
-        )
-    if not np.array_equal(forward, backward):
-        return error, "the result changes with the order of the vectors"
-    return error, None
+    error, failed = _compare(check, first, inputs.exact)
+    if failed is not None:
+        return error, failed
+    if check.has_gradients:
+        what = "what is returned changes from call to call"
+    else:
+        what = "the result changes with the order of the vectors"
+        second = tuple(np.flip(one, 0) for one in second)
+    same = all(map(np.array_equal, first, second))
+    return error, None if same else what
+
+
+def _compare(
+    check: Check, found: Sequence[np.ndarray], exact: Sequence[np.ndarray]
+) -> tuple[float | None, str | None]:
+    """The largest error of the outputs, and what is wrong with the first that is."""
+    worst = 0.0
+    factors = [f"factors[{i}]" for i in range(len(check.workload.chain))]
+    names = ["the result", *(f"the gradient in {of}" for of in ("x", *factors, "bias"))]
+    for n, (name, one, right) in enumerate(zip(names, found, exact, strict=False)):
+        wanted = check.workload.dtype if n else check.out_dtype or check.workload.dtype
+        if one.dtype != jnp.dtype(wanted):
+            return None, f"{name} is {one.dtype.name} and not {wanted}"
+        if one.shape != right.shape:
+            return None, f"{name} has shape {one.shape}"
+        # By vector, so that one that is wrong shows; other gradients as a whole.
+        rows = one.reshape(len(one) if n < 2 else 1, -1).astype(np.float64)
+        rights = right.reshape(rows.shape)
+        if not np.isfinite(rows).all():
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            return None, (
+                f"{name}: {len(bad)} vectors are not finite, the first is {bad[0]}"
+            )
+        norms = np.maximum(np.linalg.norm(rights, axis=1), np.finfo(np.float64).tiny)
+        errors = np.linalg.norm(rows - rights, axis=1) / norms
+        worst = max(worst, float(errors.max()))
+        if not worst <= check.tolerance:
+            bad = np.flatnonzero(~(errors <= check.tolerance))
+            return worst, (
+                f"{name}: {len(bad)} of {len(rows)} vectors are further from float64 "
+                f"than {check.tolerance:.0e}, the first is {bad[0]}"
+            )
+    if len(found) != len(exact):
+        return worst, f"{len(found)} arrays are returned, not {len(exact)}"
+    return worst, None
 
 
 def summary(rows: Sequence[Row]) -> list[str]:

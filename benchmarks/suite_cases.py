@@ -12,12 +12,13 @@ from benchmarks import models, network_rows, patterns
 from benchmarks.cases import PAPER_CHAINS, parse_chain
 from benchmarks.kernel_rows import Contestant
 from benchmarks.kernels import KERNELS, candidates
-from benchmarks.workloads import DENSE_LAYER, Layout, Workload
+from benchmarks.workloads import DENSE_LAYER, Direction, Layout, Workload
 
 Part = Literal[
     "correctness",
     "ceilings",
     "fused",
+    "training",
     "factors",
     "radix",
     "chains",
@@ -44,6 +45,9 @@ OTHER_CHAINS = (
 )
 
 CHAINS = (*FUSED, *OTHER_CHAINS, *RADIX)
+
+# Forward and backward: two factors, then six.
+TRAINED = (*FUSED, "monarch:768x3072", "monarch:3072x768", "square_dyadic:4096/6")
 
 # What kernels are compared with. Not "bcsr", which is made for other devices.
 FACTOR_BY_FACTOR = ("einsum", "bmm", "elementwise")
@@ -80,6 +84,11 @@ def _workloads(part: Part, num_factors: int) -> Iterator[Workload]:
     match part:
         case "fused":
             yield from _grid(FUSED, ["bfloat16"])
+        case "training":
+            yield from _grid(TRAINED, ["bfloat16"], direction="forward+backward")
+            yield from _grid(
+                FUSED, ["float16", "float32"], direction="forward+backward"
+            )
         case "factors":
             yield from _factors(factors, ["float16"])
         case "radix":
@@ -116,13 +125,16 @@ def _factors(
 
 
 def _grid(
-    specs: Sequence[str], dtypes: Sequence[str], batches: Sequence[int] = (BATCH,)
+    specs: Sequence[str],
+    dtypes: Sequence[str],
+    batches: Sequence[int] = (BATCH,),
+    direction: Direction = "forward",
 ) -> Iterator[Workload]:
     layouts: tuple[Layout, ...] = ("feature_last", "feature_first")
     for dtype, batch, spec, layout in itertools.product(
         dtypes, batches, specs, layouts
     ):
-        yield Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
+        yield Workload(spec, parse_chain(spec), batch, dtype, layout, direction)
 
 
 def networks_of(dtypes: Collection[str]) -> list[network_rows.Workload]:
@@ -172,6 +184,8 @@ def contestants(
       configurations.
     """
     found = implementations(workload, names)
+    if workload.direction != "forward":  # Kernels have no gradients by themselves.
+        return found
     for kernel in (KERNELS[name] for name in names):
         try:
             is_default = kernel.is_launched_on(workload, None) == (workload.chain,)

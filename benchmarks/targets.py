@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks import ceilings, suite_cases
 from benchmarks.results import Row
 from benchmarks.suite_cases import FACTOR_BY_FACTOR, XLA
-from benchmarks.workloads import DTYPES, LAYOUTS, Workload
+from benchmarks.workloads import DENSE_LAYER, DTYPES, LAYOUTS, Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ def rates(rows: Iterable[ceilings.Row]) -> dict[str, Rates]:
             products.setdefault(run, {})[row.dtype] = row.flops_per_second
     return {run: Rates(copy, products.get(run, {})) for run, copy in copies.items()}
 
+
+DENSE = (DENSE_LAYER, "dense")
 
 # Of the rows of one workload, measured side by side, and the ceilings of their run;
 # None where the target does not apply.
@@ -130,6 +132,34 @@ def targets(num_factors: int) -> list[Target]:
             f"{case}, bfloat16: share of the floor", mine, share_of_floor, 0.75
         )
         found += [gain, floor]
+    wide = tuple(work for work in parts["fused"] if work.case == "monarch:4096x4096")
+    for rivals, words, threshold in (
+        (XLA, "XLA's best", 1.3),
+        (DENSE, "a dense layer", 6.0),
+    ):
+        text = f"monarch:4096x4096, bfloat16: times as fast as {words}"
+        found.append(Target(text, wide, faster_than(rivals), threshold))
+    trained = [work for work in parts["training"] if work.dtype == "bfloat16"]
+    fast = ("monarch:1024x1024", "monarch:2048x2048")
+    found.append(
+        Target(
+            f"{' and '.join(fast)}, bfloat16, forward and backward: times as fast as "
+            "XLA's best",
+            tuple(work for work in trained if work.case in fast),
+            faster_than(XLA),
+            1.5,
+        )
+    )
+    for num_factors, threshold in ((2, 2.0), (6, 5.0)):
+        found.append(
+            Target(
+                f"{num_factors} factors, bfloat16, forward and backward: times the "
+                "temporary memory in XLA's least",
+                tuple(work for work in trained if len(work.chain) == num_factors),
+                smaller_than(FACTOR_BY_FACTOR),
+                threshold,
+            )
+        )
     found.append(
         Target(
             "radix-2 chains: times as fast as XLA's best factor by factor",
@@ -226,6 +256,32 @@ def faster_than(rivals: Collection[str]) -> Value:
         return min(others) / best.median if best else 0.0
 
     return value
+
+
+def smaller_than(rivals: Collection[str]) -> Value:
+    """How many times as much temporary memory the rival with the least of it takes.
+
+    For rows forward and backward: memory beside x, the factors, y, and the gradients of
+    all these; of that the best kernel is taken to need a byte at least.
+    """
+
+    def value(group: Sequence[Row], rates: Rates) -> float | None:
+        del rates
+        others = [_temporary(row) for row in group if row.implementation in rivals]
+        known = [one for one in others if one is not None]
+        if not known:
+            return None
+        best = best_kernel(group)
+        mine = None if best is None else _temporary(best)
+        return 0.0 if mine is None else min(known) / max(mine, 1)
+
+    return value
+
+
+def _temporary(row: Row) -> int | None:
+    if row.measured is None or row.measured.peak_bytes is None:
+        return None
+    return row.measured.peak_bytes - 2 * row.floor_bytes
 
 
 def share_of_copy(group: Sequence[Row], rates: Rates) -> float | None:

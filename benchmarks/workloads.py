@@ -189,7 +189,7 @@ def with_direction(
     weights = inputs.kernel if dense_layer else inputs.factors
     arguments: tuple[Any, ...] = (inputs.x, weights)
     if workload.direction == "forward+backward":
-        function, arguments = _with_gradients(function), (inputs.dy, *arguments)
+        function, arguments = with_gradients(function), (inputs.dy, *arguments)
     return function, arguments
 
 
@@ -201,9 +201,11 @@ def _feature_first_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return kernel @ x
 
 
-def _with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    def run(dy: jax.Array, x: jax.Array, weights: Any) -> Any:
-        y, pull_back = jax.vjp(function, x, weights)
+def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """A function of dy and the arguments, of y and the gradients of Σ y·dy in these."""
+
+    def run(dy: jax.Array, *arguments: Any) -> Any:
+        y, pull_back = jax.vjp(function, *arguments)
         return y, *pull_back(dy)
 
     return run
@@ -212,9 +214,9 @@ def _with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[jax.Array]:
     """The outputs in float64, of the dense layer or of the chain.
 
-    The chain is applied by the definition: y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k].
+    The chain is applied by `definition`.
     """
-    formula = functools.partial(_definition, axis=workload.axis)
+    formula = functools.partial(definition, axis=workload.axis)
     function, arguments = with_direction(
         workload,
         _dense_layer(workload) if dense_layer else formula,
@@ -226,9 +228,10 @@ def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[jax.
         return jax.tree.leaves(jax.jit(function)(*wide))
 
 
-def _definition(
+def definition(
     x: jax.Array, factors: tuple[jax.Array, ...], *, axis: Literal[0, -1]
 ) -> jax.Array:
+    """A chain by its definition: y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k]."""
     for w in reversed(factors):
         a, b, c, d = w.shape
         if axis == -1:

@@ -168,7 +168,7 @@ class Untiled(ReshapeTransform):
 
 
 def untiled(ref: Any) -> Any:
-    """What wgmma reads, as TMA copies to it: a tiled and swizzled ref without its tiles.
+    """What wgmma reads, a tiled and swizzled ref, without its tiles, as TMA fills it.
 
     Where rows are as long as the swizzle, tiles of 8 rows follow one another, and the
     bytes are those of a ref that is swizzled only. TMA copies to tiles only from arrays

@@ -16,12 +16,13 @@ goes by, and fetches x only. See `factor_tiles` for the three ways from x to the
 core; in short: where a block of x is contiguous along features (feature-last, d = 1) or
 along the batch (feature-first), it is multiplied as it was fetched. Of a feature-last x
 with d > 1 whole runs of features are fetched, transposed in shared memory, and all
-their blocks multiplied; the sums go back the same way. float32 goes through the turned
-buffer too, in bfloat16 pieces, except where d = 1 and features come last: there it is
-split in registers.
+their blocks multiplied; the sums go back the same way. float32 is multiplied in
+bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
+registers when they become operands; any other x goes through the turned buffer in
+pieces.
 
 Nothing is permuted in HBM except weights, by XLA before the launch: not at all for
-d = 1 in 16 bits, whose blocks are (a, b, c) already; else w is read and written once,
+d = 1, whose blocks are (a, b, c) already; else w is read and written once,
 2bc/(batch·(b + c)) of the bytes of x and y. Neighbours are merged into larger blocks
 where b or c is far below 16, or where d is none of 1, 2, 4 and multiples of 8 in a
 feature-last array.
@@ -31,14 +32,14 @@ T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + 2p·b·c / rows; no weights if they are resident. Runs of 8
+    L2     s·(T·c + b) + s·b·c / rows; no weights if they are resident. Runs of 8
            neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
            adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
 
-Shared memory: `stages` · (s·rows·depth·blocks + 2p·features·depth·blocks), slabs of y,
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y,
 and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
 2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
 
@@ -205,22 +206,23 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
 
 
 def _weights(w: jax.Array, plan: Tiling) -> jax.Array:
-    """The blocks as (a·d, pieces, b, c) of 16 bits, in the order the kernel wants.
+    """The blocks as (a·d, b, c), in the order the kernel wants.
 
-    A factor with d = 1 is that already, unless blocks are merged or split in pieces.
+    A factor with d = 1 is that already, unless blocks are merged.
     """
     config, s = plan.config, plan.interleave
-    blocks = weight_blocks(w, plan.factor, plan.pieces)
+    blocks = weight_blocks(w, plan.factor, 1)[:, 0]
     b, c = plan.factor.b, plan.factor.c
     # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
     # interleaving wants whole tiles.
     to_b = -(-b // plan.features) * plan.features if s > 1 else b
-    to_c = -(-c // config.depth) * config.depth if s > 1 else -(-c // 8) * 8
+    unit = config.depth if s > 1 else 16 // plan.item_in
+    to_c = -(-c // unit) * unit
     if (to_b, to_c) != (b, c):
-        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (0, to_b - b), (0, to_c - c)))
+        blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
     if s > 1:
-        blocks = _interleave(blocks, 2, plan.features, s)
-        blocks = _interleave(blocks, 3, config.depth, s)
+        blocks = _interleave(blocks, 1, plan.features, s)
+        blocks = _interleave(blocks, 2, config.depth, s)
     return blocks
 
 
@@ -259,7 +261,7 @@ def _launch(
     scratch = {
         "x_slab": slab((config.stages, *plan.slab_in), x.dtype, tiled=config.wgmma),
         "w_slab": slab(
-            (plan.weight_stages, *plan.slab_weights), half, tiled=config.wgmma
+            (plan.weight_stages, *plan.slab_weights), x.dtype, tiled=config.wgmma
         ),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
@@ -312,8 +314,7 @@ def _num_copies(plan: Tiling) -> int:
 
 def _num_weight_copies(plan: Tiling) -> int:
     """Those of them that fetch weights."""
-    num_pieces, panels, *_ = plan.slab_weights
-    return num_pieces * panels
+    return plan.slab_weights[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -429,7 +430,7 @@ class _Kernel:
         return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
 
     def release(self, serial: jax.Array) -> None:
-        """Tells that this warpgroup has read chunk number `serial`, if anybody waits."""
+        """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
         plan, config = self.plan, self.plan.config
         if config.warpgroups == 1:
             return
@@ -533,17 +534,15 @@ class _Kernel:
     ) -> None:
         plan = self.plan
         depth = chunk * plan.config.depth
-        num_pieces, panels, blocks, features, width = plan.slab_weights
-        for piece in range(num_pieces):
-            for p in range(panels):
-                source = self.w.at[
-                    pl.ds(item.block, blocks),
-                    piece,
-                    pl.ds(item.feature, features),
-                    pl.ds(depth + p * width, width),
-                ]
-                target = self.for_tma(self.w_slab).at[at, piece, p]
-                plgpu.copy_gmem_to_smem(source, target, loaded)
+        panels, blocks, features, width = plan.slab_weights
+        for p in range(panels):
+            source = self.w.at[
+                pl.ds(item.block, blocks),
+                pl.ds(item.feature, features),
+                pl.ds(depth + p * width, width),
+            ]
+            target = self.for_tma(self.w_slab).at[at, p]
+            plgpu.copy_gmem_to_smem(source, target, loaded)
 
     def for_tma(self, slab: Any) -> Any:
         """A slab of x or of weights, as TMA copies to it."""
@@ -563,7 +562,8 @@ class _Kernel:
     def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
         """How an operand of an mma is spread over a warpgroup's registers."""
         layout = getattr(plgpu.Layout, f"MMA_{operand}")
-        return layout(self.w.dtype, m_warps=self.plan.config.m_warps)
+        # float32 is multiplied in pieces, all of 16 bits.
+        return layout(jnp.bfloat16, m_warps=self.plan.config.m_warps)
 
     def turn(self, serial: jax.Array, at: jax.Array) -> None:
         """Brings a chunk of x into the turned buffer."""
@@ -622,18 +622,15 @@ class _Kernel:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
         block, feature, _ = self.parts()
-        _, panels, *_, width = plan.slab_weights
+        panels, *_, width = plan.slab_weights
         pairs = pieces.products(plan.pieces)
         side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
         sums = [list(one) for one in sums]
         for n, one in enumerate(sums):
             for p in range(panels):
-                weights = []
-                for piece in range(plan.pieces):
-                    ref = w_slab.at[piece, p, block + n]
-                    ref = ref.at[pl.ds(feature, plan.features)]
-                    ref = ref.T if plan.way == "flat" else ref
-                    weights.append(_load(ref, self.layout(side)))
+                ref = w_slab.at[p, block + n, pl.ds(feature, plan.features)]
+                ref = ref.T if plan.way == "flat" else ref
+                weights = self.split(_load(ref, self.layout(side)))
                 for m in range(len(one)):
                     if plan.way == "flat":
                         for start, parts in self.inputs(at, p * width, width):
@@ -651,16 +648,16 @@ class _Kernel:
         return sums
 
     def start_products(self, at: jax.Array, w_slab: Any, sums: Sequence[Any]) -> int:
-        """Has wgmma add the products of a chunk to the sums; tells how many to wait for.
+        """Has wgmma add the products of a chunk to the sums; counts what it started.
 
         Sums are of 64 vectors each. Both operands stay where TMA put them: x has the
         vectors in its first axis, or features first and is read transposed.
         """
         plan = self.plan
         _, feature, row = self.parts()
-        _, panels, *_, width = plan.slab_weights
+        panels, *_, width = plan.slab_weights
         for p in range(panels):
-            weights = w_slab.at[0, p, 0, pl.ds(feature, plan.features)].T
+            weights = w_slab.at[p, 0, pl.ds(feature, plan.features)].T
             for m, one in enumerate(sums):
                 first = row + m * WGMMA_ROWS
                 if plan.feature_first:

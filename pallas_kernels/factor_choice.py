@@ -58,7 +58,7 @@ def load(plan: Tiling) -> Load:
     products = plan.pieces * (plan.pieces + 1) // 2
     x = rows * depth * blocks * plan.item_in
     y = rows * features * blocks * plan.item_out
-    weights = plan.pieces * features * depth * blocks * 2
+    weights = features * depth * blocks * plan.item_in
     # Warps that share rows of the product each load all of the other operand. wgmma
     # reads 64 rows at a time and the other operand for them all.
     vertical, horizontal = config.m_warps, 4 // config.m_warps
@@ -70,8 +70,13 @@ def load(plan: Tiling) -> Load:
     else:
         by_row = vertical * config.split_features
         by_feature = horizontal * config.split_rows
-    x_operand = x if plan.way == "flat" else x // plan.item_in * 2 * plan.pieces
-    smem = x + weights + by_row * x_operand + by_feature * weights + 2 * y
+    # Operands are loaded as they were fetched, float32 at half the speed, but for x in
+    # the turned buffer, which holds pieces.
+    conflicts = plan.item_in // 2
+    x_operand = x // plan.item_in * 2 * plan.pieces
+    if plan.way == "flat":
+        x_operand = x * conflicts
+    smem = x + weights + by_row * x_operand + by_feature * weights * conflicts + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
     if plan.transposes:
@@ -125,11 +130,11 @@ def best_config(
     """
     factor = embed(shape, feature_first=feature_first)
     way = way_of(factor, feature_first=feature_first, item_in=item_in)
-    walk = pieces * factor.num_weights * 2 > _WEIGHTS_IN_L2
+    walk = factor.num_weights * item_in > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
     drafts = _candidates(factor, way, feature_first=feature_first)
-    if way != "turned":
+    if way != "turned" and item_in == 2:
         drafts = itertools.chain(drafts, _wgmma_candidates(factor))
     for draft in drafts:
         config = dataclasses.replace(draft, batch_first=walk or draft.resident)

@@ -145,8 +145,8 @@ class Tiling:
       way: from x to the tensor core and back.
       batch: vectors in x.
       feature_first: whether x and y are (features, batch).
-      item_in, item_out: bytes of an entry of x and of y.
-      pieces: in how many pieces of 16 bits an entry of x and of the weights is held.
+      item_in, item_out: bytes of an entry of x and the weights, and of y.
+      pieces: in how many pieces of 16 bits an entry of x and w is multiplied.
     """
 
     factor: tiles.Factor
@@ -255,11 +255,15 @@ class Tiling:
 
     @property
     def slab_weights(self) -> tuple[int, ...]:
-        """The same of the weights, (pieces, panels, blocks, features, width)."""
+        """The same of the weights, (panels, blocks, features, width)."""
         config = self.config
-        width = panel(config.depth // self.interleave, 2)
-        panels = config.depth // width
-        return (self.pieces, panels, config.blocks, config.features, width)
+        width = panel(config.depth // self.interleave, self.item_in)
+        return (config.depth // width, config.blocks, config.features, width)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of shared memory of a chunk of weights."""
+        return math.prod(self.slab_weights) * self.item_in
 
     @property
     def weight_stages(self) -> int:
@@ -309,7 +313,7 @@ class Tiling:
     def stage_bytes(self) -> int:
         """Bytes of shared memory of a chunk of x and weights, in whole kilobytes."""
         x = math.prod(self.slab_in) * self.item_in
-        weights = 0 if self.config.resident else math.prod(self.slab_weights) * 2
+        weights = 0 if self.config.resident else self.weight_bytes
         return tiles.allocated((x, weights))
 
     @property
@@ -318,7 +322,7 @@ class Tiling:
         config = self.config
         parts = [
             config.stages * self.stage_bytes,
-            self.chunks * math.prod(self.slab_weights) * 2 * config.resident,
+            self.chunks * self.weight_bytes * config.resident,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -433,7 +437,7 @@ def misfit(plan: Tiling) -> str | None:
     if config.resident and not (config.batch_first and plan.feature_tiles == 1):
         return "resident weights need batch_first, and features of at least b"
     if config.wgmma:
-        if plan.way == "turned":
+        if plan.way == "turned" or plan.item_in != 2:
             return "wgmma is for 16 bits, and d = 1 or a feature-first x"
         if plan.feature_first and plan.item_out == 4:
             return "wgmma is for a result of 16 bits, if features come first"

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
 from pallas_kernels import chain, chips, factor, pieces, radix
+from pallas_kernels.epilogue import Activation
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
 # ones mean fewer passes over the tile, and more weights to fetch for each tile.
@@ -99,7 +101,7 @@ def plan_launches(
     )
     result = jnp.dtype(dtype if out_dtype is None else out_dtype)
     plans, reasons = [], []
-    for partition in dict.fromkeys(collapse(patterns, size) for size in _BLOCKS):
+    for partition in partitions(patterns):
         try:
             plans.append(_longest_runs(patterns, partition, kernel_for, result))
         except NotImplementedError as error:
@@ -110,6 +112,59 @@ def plan_launches(
     if not plans:
         raise reasons[-1]
     return min(plans, key=len)
+
+
+def apply_launches(
+    x: jax.Array,
+    factors: Sequence[jax.Array],
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+    bias: jax.Array | None = None,
+    activation: Activation | None = None,
+) -> jax.Array:
+    """Applies a chain by the launches of `plan_launches`; there is no derivative.
+
+    The arguments and what is raised are those of a `FusedImplementation`.
+    """
+    patterns = Chain.of(factors)
+    batch, n_out = x.shape[1 + axis], patterns.out_features
+    if batch == 0:
+        shape = (0, n_out) if axis == -1 else (n_out, 0)
+        return jnp.zeros(shape, preferred_element_type or x.dtype)
+    launches = plan_launches(
+        patterns,
+        dtype=x.dtype,
+        batch=batch,
+        axis=axis,
+        out_dtype=preferred_element_type,
+        precision=precision,
+    )
+    left = tuple(factors)
+    for index in reversed(range(len(launches))):
+        launch = launches[index]
+        split = len(left) - sum(launch.partition)
+        left, taken = left[:split], left[split:]
+        weights = fuse(taken, launch.partition, precision="highest")
+        apply: Callable[..., jax.Array]
+        match launch.kernel:
+            case "chain":
+                apply = functools.partial(chain.chain, x, weights)
+            case "factor":
+                apply = functools.partial(factor.factor, x, *weights)
+            case "radix":
+                apply = functools.partial(radix.radix, x, weights)
+        last = index == 0
+        x = apply(
+            axis=axis,
+            bias=bias if last else None,
+            activation=activation if last else None,
+            out_dtype=preferred_element_type if last else None,
+            config=launch.config,
+            precision=precision,
+        )
+    return x
 
 
 def _is_exact_and_small(
@@ -169,6 +224,11 @@ def _kernel_for(
             "launch as HBM needs for the factors one by one"
         )
     return "chain", config
+
+
+def partitions(patterns: Chain) -> tuple[tuple[int, ...], ...]:
+    """Ways to multiply out neighbours with small blocks, the best one first."""
+    return tuple(dict.fromkeys(collapse(patterns, size) for size in _BLOCKS))
 
 
 def collapse(patterns: Chain, max_block: int) -> tuple[int, ...]:

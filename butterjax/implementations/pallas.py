@@ -3,14 +3,15 @@
 import jax
 from jax.typing import DTypeLike
 
+from butterjax.implementations.backward import backward
+from butterjax.implementations.derivatives import with_derivatives
 from butterjax.implementations.registry import FeatureAxis, register_fused
-from butterjax.implementations.xla_gradients import with_xla_gradients
 from pallas_kernels.epilogue import Activation
 from pallas_kernels.factor import factor
 
 
 @register_fused("pallas")
-@with_xla_gradients
+@with_derivatives(backward)
 def pallas(
     x: jax.Array,
     factors: tuple[jax.Array, ...],
@@ -21,10 +22,10 @@ def pallas(
     bias: jax.Array | None,
     activation: Activation | None,
 ) -> jax.Array:
-    """One launch of `pallas_kernels.factor` per factor; the gradient by `einsum`.
+    """One launch of `pallas_kernels.factor` per factor; gradients by `backward`.
 
     Intermediates are rounded to the dtype of x, and the last launch has the epilogue.
-    For NVIDIA GPUs from Hopper on. Reverse-mode derivatives only.
+    For NVIDIA GPUs from Hopper on.
     """
     for w in reversed(factors[1:]):
         x = factor(x, w, axis=axis, precision=precision)

@@ -15,9 +15,13 @@ from tests.benchmarks.test_results import ENVIRONMENT
 SPEC = "(2,8,4,3)(3,4,8,2)"
 
 
-def check(layout="feature_last", dtype="float32", **kwargs):
-    work = Workload(SPEC, parse_chain(SPEC), 10, dtype, layout, "forward")
+def check(layout="feature_last", dtype="float32", direction="forward", **kwargs):
+    work = Workload(SPEC, parse_chain(SPEC), 10, dtype, layout, direction)
     return Check("chain", work, **kwargs)
+
+
+def with_gradients(layout="feature_last", **kwargs):
+    return check(layout, direction="forward+backward", precision="highest", **kwargs)
 
 
 def right(one):
@@ -37,7 +41,11 @@ def right(one):
             rows = jnp.maximum(rows, 0)
         return rows if axis == -1 else rows.T
 
-    return jax.jit(call)
+    def both(dy, *arguments):
+        y, pull_back = jax.vjp(call, *arguments)
+        return y, *pull_back(dy)
+
+    return jax.jit(both if one.has_gradients else call)
 
 
 VARIANTS = [
@@ -45,6 +53,9 @@ VARIANTS = [
     check("feature_first"),
     check(has_bias=True, activation="relu"),
     check("feature_first", has_bias=True),
+    with_gradients(),
+    with_gradients("feature_first", has_bias=True),
+    with_gradients(has_bias=True, activation="relu"),
 ]
 
 
@@ -60,7 +71,25 @@ def test_the_truth_is_that_of_the_definition():
     inputs = kernel_checks.draw(one, 0)
     x, factors, bias = inputs.arguments
     sums = reference.apply(x, factors) + np.asarray(bias, float)
-    np.testing.assert_allclose(inputs.exact, np.maximum(sums, 0), atol=1e-12)
+    (exact,) = inputs.exact
+    np.testing.assert_allclose(exact, np.maximum(sums, 0), atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", workloads.LAYOUTS)
+def test_the_true_gradients(layout):
+    one = with_gradients(layout, has_bias=True)
+    inputs = kernel_checks.draw(one, 0)
+    dy, x, factors, bias = inputs.arguments
+    if layout == "feature_first":
+        dy, x = dy.T, x.T
+    y, dx, *dfactors, dbias = inputs.exact
+    sums = reference.apply(x, factors) + np.asarray(bias, float)
+    np.testing.assert_allclose(y, sums, atol=1e-12)
+    expected = reference.gradients(x, factors, dy)
+    np.testing.assert_allclose(dx, expected[0], atol=1e-12)
+    for actual, right_one in zip(dfactors, expected[1], strict=True):
+        np.testing.assert_allclose(actual, right_one, atol=1e-12)
+    np.testing.assert_allclose(dbias, np.asarray(dy, float).sum(0), atol=1e-12)
 
 
 def broken(how, one):
@@ -101,6 +130,46 @@ def test_what_is_wrong_is_seen(how, words):
     one = dataclasses.replace(check(), precision="highest")
     inputs = kernel_checks.draw(one, 0)
     _, failed = kernel_checks.judge(one, broken(how, one), inputs)
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(failed)
+
+
+def broken_gradients(how, one):
+    calls = []
+
+    def call(*arguments):
+        calls.append(None)
+        y, dx, (dw, *rest), dbias = right(one)(*arguments)
+        match how:
+            case "one vector":
+                dx = dx.at[7].multiply(1.001)
+            case "a factor":
+                rest = [1.001 * w for w in rest]
+            case "bias":
+                dbias = jnp.zeros_like(dbias)
+            case "not a number":
+                dw = dw.at[0, 0, 0, 0].set(jnp.nan)
+            case "every time":
+                dw = dw * (1 + 1e-7 * len(calls))
+        return y, dx, (dw, *rest), dbias
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("one vector", "the gradient in x: 1 of 10 vectors .* the first is 7"),
+        ("a factor", r"the gradient in factors\[1\]: 1 of 1 vectors are further"),
+        ("bias", "the gradient in bias: .* further"),
+        ("not a number", r"the gradient in factors\[0\]: 1 vectors are not finite"),
+        ("every time", "changes from call to call"),
+    ],
+)
+def test_wrong_gradients_are_seen(how, words):
+    one = with_gradients(has_bias=True)
+    inputs = kernel_checks.draw(one, 0)
+    _, failed = kernel_checks.judge(one, broken_gradients(how, one), inputs)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(failed)
 
@@ -146,20 +215,29 @@ def test_checks_cover_what_kernels_offer():
         pairs = {(one.workload.dtype, one.workload.layout) for one in mine}
         assert pairs == {(t, l) for t in kernel.dtypes for l in workloads.LAYOUTS}
         for pair in pairs:
-            some = [
-                one for one in mine if (one.workload.dtype, one.workload.layout) == pair
-            ]
-            activations = {one.activation for one in some if one.has_bias}
-            assert activations == {None, "relu", "gelu", "silu"}
-            assert max(one.workload.batch for one in some) > 20_000
-            assert {one.workload.case for one in some} == set(kernel.checked)
+            for has_gradients in (False, True):
+                some = [
+                    one
+                    for one in mine
+                    if (one.workload.dtype, one.workload.layout) == pair
+                    and one.has_gradients == has_gradients
+                ]
+                activations = {one.activation for one in some if one.has_bias}
+                assert activations == {None, "relu", "gelu", "silu"}
+                assert max(one.workload.batch for one in some) > 20_000
+                cases = {one.workload.case for one in some}
+                is_first = pair[0] == kernel.dtypes[0]
+                everything = is_first or not has_gradients
+                assert cases == set(kernel.checked[: None if everything else 1])
 
 
 def test_few_checks_are_refused():
     refused: dict[tuple[str, str], list[bool]] = {}
     for one in all_checks():
-        if one.workload.layout == "feature_first" or one != Check(
-            one.kernel, one.workload
+        if (
+            one.has_gradients
+            or one.workload.layout == "feature_first"
+            or one != Check(one.kernel, one.workload)
         ):
             continue
         try:

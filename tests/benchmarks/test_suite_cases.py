@@ -13,7 +13,8 @@ def workloads_of(part, num_factors=60, dtypes=DTYPES, layouts=LAYOUTS):
 
 def test_what_matters_most_comes_first():
     parts = list(suite_cases.PARTS)
-    assert parts[:5] == ["correctness", "ceilings", "fused", "factors", "radix"]
+    assert parts[:4] == ["correctness", "ceilings", "fused", "training"]
+    assert parts[4:6] == ["factors", "radix"]
     cases = [(work.case, work.dtype, work.batch) for work in workloads_of("fused")]
     assert list(dict.fromkeys(cases)) == [
         (f"monarch:{n}x{n}", "bfloat16", 25088) for n in (1024, 2048, 4096)
@@ -23,6 +24,17 @@ def test_what_matters_most_comes_first():
     sizes = {work.chain.in_features for work in every if len(work.chain) == 2}
     assert {256, 512, 1024, 2048, 4096, 8192, 16384} <= sizes
     assert {work.batch for work in every} == {25088, 4096, 512, 64}
+
+
+def test_training():
+    works = workloads_of("training")
+    assert {work.direction for work in works} == {"forward+backward"}
+    assert {len(work.chain) for work in works} == {2, 6}
+    others = [work for part in suite_cases.PARTS for work in workloads_of(part)]
+    assert {work.direction for work in others if work not in works} == {"forward"}
+    (one, *_) = works
+    found = suite_cases.contestants(one, list(kernels.KERNELS), 2)
+    assert all(contestant.kernel is None for contestant in found)
 
 
 def test_dtypes_and_layouts_are_kept():

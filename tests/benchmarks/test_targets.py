@@ -69,6 +69,23 @@ def test_share_of_the_floor():
     assert (one.values, one.verdict) == ((), "not measured")
 
 
+def test_temporary_memory():
+    rows = [
+        dataclasses.replace(
+            one, measured=dataclasses.replace(one.measured, peak_bytes=peak)
+        )
+        for one, peak in zip(
+            group(bmm=1.0, einsum=1.0, dense=1.0, pallas=2.0, pallas_chain=1.0),
+            (32, 22, 12, 12, 16),
+            strict=True,
+        )
+    ]
+    one = target(targets.smaller_than(("bmm", "einsum")), 2.0)
+    assert judge(one, rows).values == (10 / 4,)  # Of the fastest kernel.
+    assert judge(one, rows[:4]).values == (10.0,)
+    assert judge(one, group(pallas=1.0)).verdict == "not measured"
+
+
 def test_what_does_not_count():
     wrong = [dataclasses.replace(one, tolerance=0.0) for one in group(pallas=1.0)]
     tried = [dataclasses.replace(one, configuration={"rows": 1}) for one in wrong]
@@ -106,7 +123,9 @@ def test_only_one_run_is_compared():
 
 def test_the_targets():
     found = targets.targets(60)
-    assert [one.threshold for one in found] == [0.85, 1.7, 0.75, 1.7, 0.75, 6, 1, 1]
+    assert [one.threshold for one in found] == [
+        *(0.85, 1.7, 0.75, 1.7, 0.75, 1.3, 6, 1.5, 2, 5, 6, 1, 1)
+    ]
     for one in found:
         assert one.workloads
     one_factor, gain, *_, radix, last, first = found
@@ -115,6 +134,11 @@ def test_the_targets():
     assert {work.case for work in gain.workloads} == {"monarch:1024x1024"}
     assert {work.layout for work in gain.workloads} == set(LAYOUTS)
     assert all("square_dyadic" in work.case for work in radix.workloads)
+    trained = found[7:10]
+    for one in trained:
+        assert {work.direction for work in one.workloads} == {"forward+backward"}
+        assert {work.dtype for work in one.workloads} == {"bfloat16"}
+    assert {work.case for work in trained[2].workloads} == {"square_dyadic:4096/6"}
     for one, layout in ((last, "feature_last"), (first, "feature_first")):
         assert all(work.chain.density < 0.25 for work in one.workloads)
         assert {work.layout for work in one.workloads} == {layout}
