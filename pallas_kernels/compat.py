@@ -167,6 +167,11 @@ class Untiled(ReshapeTransform):
     """Takes a tiled ref for rows: the shape is the one that it has without tiles."""
 
 
+def wgmma_sums(shape: tuple[int, int]) -> Any:
+    """float32 sums that wgmma adds to, for `jax.experimental.pallas.run_scoped`."""
+    return plgpu.ACC(shape, jnp.float32)  # type: ignore[attr-defined]
+
+
 def untiled(ref: Any) -> Any:
     """What wgmma reads, a tiled and swizzled ref, without its tiles, as TMA fills it.
 
@@ -175,7 +180,8 @@ def untiled(ref: Any) -> Any:
     that consist of whole ones, and to rows from any, filling up with zeros.
     """
     swizzle, _ = ref.transforms
-    return TransformedRef(ref.ref, (swizzle, Untiled(ref.shape)))
+    rows = Untiled(ref.shape)  # type: ignore[abstract]
+    return TransformedRef(ref.ref, (swizzle, rows))
 
 
 def varying_as(y: jax.Array, *operands: jax.Array) -> jax.Array:

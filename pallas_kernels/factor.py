@@ -92,6 +92,9 @@ from pallas_kernels.slabs import slab
 __all__ = ["Config", "default_config", "factor"]
 
 
+_EPILOGUE_STEP = 16  # Outputs that wgmma's sums are finished for at a time.
+
+
 def factor(
     x: jax.Array,
     w: jax.Array,
@@ -426,7 +429,7 @@ class _Kernel:
             jax.lax.fori_loop(0, plan.chunks, take_chunk, None)
             return [one[...] for one in sums]  # Waits for all products.
 
-        one = plgpu.ACC((WGMMA_ROWS, plan.features), jnp.float32)
+        one = compat.wgmma_sums((WGMMA_ROWS, plan.features))
         return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
 
     def release(self, serial: jax.Array) -> None:
@@ -709,13 +712,12 @@ class _Kernel:
             self.send_parts(item, turn, sums[0])
             return
         block, feature, _ = self.parts()
-        values = [
-            [
-                self.epilogue(one, item.block + block + n, item.feature + feature)
-                for one in panels
-            ]
-            for n, panels in enumerate(sums)
-        ]
+        values = []
+        for n, panels in enumerate(sums):
+            offsets = self.load_offsets(
+                item.block + block + n, item.feature + feature, self.plan.features
+            )
+            values.append([self.epilogue(one, offsets) for one in panels])
         if self.plan.transposes:
             self.turn_back(values)
             self.meet()
@@ -723,16 +725,21 @@ class _Kernel:
         else:
             self.send(item, turn, values[0])
 
-    def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
-        if self.offsets is not None:
-            along = 0 if self.plan.vectors_lead else 1
-            offsets = plgpu.load(
-                self.offsets.at[block, pl.ds(feature, sums.shape[1 - along])],
-                layout=self.layout("ACC").reduce(along),
-                optimized=False,
-            )
+    def load_offsets(self, block: Any, feature: jax.Array, length: int) -> Any:
+        """The bias of so many outputs of a block; None if there is none."""
+        if self.offsets is None:
+            return None
+        return plgpu.load(
+            self.offsets.at[block, pl.ds(feature, length)],
+            layout=self.layout("ACC").reduce(0 if self.plan.vectors_lead else 1),
+            optimized=False,
+        )
+
+    def epilogue(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:
+        if offsets is not None:
+            outputs = 1 if self.plan.vectors_lead else 0
             # Which of several layouts it has is not clear from the reduced one.
-            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
+            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (outputs,))
             sums = sums + plgpu.layout_cast(wide, self.layout("ACC"))
         return activate(sums, self.activation)
 
@@ -772,14 +779,9 @@ class _Kernel:
         width = plan.slab_out[1 if plan.feature_first else 2]
         per_panel = plan.features // width
         for m, q in itertools.product(range(len(sums)), range(per_panel)):
-            start = item.feature + feature + q * width
             part = sums[m][:, q * width : (q + 1) * width]
-            finish = functools.partial(self.epilogue, block=item.block, feature=start)
-            # Always true, but a branch to the compiler, which would otherwise work on
-            # all parts at once and run out of registers.
-            here = jax.lax.axis_index("wg") < plan.config.warpgroups
-            part = jax.lax.cond(here, finish, lambda part: part, part)
-            part = part.astype(self.y.dtype)
+            start = item.feature + feature + q * width
+            part = self.finish_part(part, self.load_offsets(item.block, start, width))
             slab = self.slab((turn * len(sums) + m) * per_panel + q).at[0]
             rows = pl.ds(item.row + row + m * WGMMA_ROWS, WGMMA_ROWS)
             if plan.feature_first:
@@ -790,6 +792,21 @@ class _Kernel:
                 target = self.y.at[rows, i, pl.ds(start, width)]
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(slab, target)
+
+    def finish_part(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:
+        """Applies the epilogue and rounds, with few registers beside the sums'."""
+        step = math.gcd(_EPILOGUE_STEP, sums.shape[1])
+        # Always true, but not to the compiler: it would work on all steps at once.
+        here = jax.lax.axis_index("wg") < self.plan.config.warpgroups
+        parts = []
+        for start in range(0, sums.shape[1], step):
+            outputs = slice(start, start + step)
+            finish = functools.partial(
+                self.epilogue, offsets=None if offsets is None else offsets[outputs]
+            )
+            part = jax.lax.cond(here, finish, lambda part: part, sums[:, outputs])
+            parts.append(part.astype(self.y.dtype))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def slab(self, serial: jax.Array) -> Any:
         """A slab of y that this warpgroup may write."""

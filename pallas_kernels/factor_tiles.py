@@ -427,6 +427,11 @@ def tiling(
 def misfit(plan: Tiling) -> str | None:
     """Why a configuration does not fit, or None if it does."""
     config, d = plan.config, plan.factor.d
+    if config.wgmma:
+        if plan.way == "turned" or plan.item_in != 2:
+            return "wgmma is for 16 bits, and d = 1 or a feature-first x"
+        if plan.feature_first and plan.item_out == 4:
+            return "wgmma is for a result of 16 bits, if features come first"
     if plan.transposes:
         if config.blocks != d and (d % config.blocks or config.blocks not in (8, 16)):
             return f"blocks must be {d}, or 8 or 16 if that divides it"
@@ -436,11 +441,6 @@ def misfit(plan: Tiling) -> str | None:
         return "blocks must be 1"
     if config.resident and not (config.batch_first and plan.feature_tiles == 1):
         return "resident weights need batch_first, and features of at least b"
-    if config.wgmma:
-        if plan.way == "turned" or plan.item_in != 2:
-            return "wgmma is for 16 bits, and d = 1 or a feature-first x"
-        if plan.feature_first and plan.item_out == 4:
-            return "wgmma is for a result of 16 bits, if features come first"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features

@@ -56,15 +56,15 @@ gpu_callbacks._get = _get_from_peer
 gpu_callbacks.NOOP_TRANSFORMS = (*gpu_callbacks.NOOP_TRANSFORMS, compat.Untiled)
 
 
-_wgmma = gpu_callbacks.wgmma
+_wgmma, _read_sums = gpu_callbacks.wgmma, gpu_callbacks.wgmma_accumulator_deref
+_running: dict[Any, list[tuple[Any, Any]]] = {}  # What a warpgroup's last wgmma reads.
 
 
-def _wgmma_in_order(*, thread: Any, **kwargs: Any) -> Any:
-    """Looks for races with what wgmma reads, as if it did so at once."""
+def _wgmma_later(*, thread: Any, **kwargs: Any) -> Any:
+    """Multiplies, and looks for races with what is read from now on."""
+    _look_for_races(thread)
     memory = gpu_callbacks._get_shared_memory()
-    with memory.lock:
-        memory.clocks[thread].inc(memory.thread_to_vc_position(thread))
-    clock = memory.get_clock(thread)
+    _running[thread] = []
     for operand in ("a", "b"):
         key = gpu_callbacks.HostAllocationKey.from_array(
             kwargs[f"{operand}_allocation_key_as_array"]
@@ -73,14 +73,31 @@ def _wgmma_in_order(*, thread: Any, **kwargs: Any) -> Any:
             kwargs[f"{operand}_transforms"]
         )
         access = memory.access(key, jax.tree.map(int, transforms))
-        gpu_callbacks.get_races().check_read(
-            thread, clock.async_smem_clock, key, access
-        )
+        _running[thread].append((key, access))
+    _look_for_races(thread)
     return _wgmma(thread=thread, **kwargs)
 
 
-# It multiplies, but looks for no races.
-gpu_callbacks.wgmma = _wgmma_in_order
+def _read_sums_after(*, thread: Any, **kwargs: Any) -> Any:
+    _look_for_races(thread)
+    _running.pop(thread, None)
+    return _read_sums(thread=thread, **kwargs)
+
+
+def _look_for_races(thread: Any) -> None:
+    """With what the last wgmma reads, which may do so until now."""
+    memory = gpu_callbacks._get_shared_memory()
+    with memory.lock:
+        memory.clocks[thread].inc(memory.thread_to_vc_position(thread))
+    clock = memory.get_clock(thread).async_smem_clock
+    for key, access in _running.get(thread, ()):
+        gpu_callbacks.get_races().check_read(thread, clock, key, access)
+
+
+# It multiplies at once and looks for no races. Kernels wait for all but the newest
+# wgmma, which is taken to read its operands until there is another one.
+gpu_callbacks.wgmma = _wgmma_later
+gpu_callbacks.wgmma_accumulator_deref = _read_sums_after
 
 
 @contextlib.contextmanager
@@ -91,6 +108,7 @@ def interpreter() -> Iterator[None]:
         with plgpu.force_gpu_interpret_mode(params):
             yield
     finally:
+        _running.clear()
         gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
