@@ -219,17 +219,23 @@ def _held_stderr() -> Iterator[Callable[[], str]]:
 
 
 def kernel_problems(
-    found: Facts, *, max_launches: int | None, weight_bytes: int | None
+    found: Facts,
+    *,
+    max_launches: int | None,
+    weight_bytes: int | None,
+    alone: bool = False,
 ) -> tuple[str, ...]:
     """What is wrong with a program that is meant to be all hand-written kernels.
 
-    XLA may put the weights in order for them, but never rewrite x or y.
+    XLA may put the weights in order for some of them, but never rewrite x or y.
 
     Args:
       found: what was compiled.
       max_launches: how often a call may start kernels, None where that is not known.
       weight_bytes: of all weights: no transpose or copy may write more. None where
         XLA has work of its own to do.
+      alone: whether kernels read the weights where they are, so that nothing else is
+        launched.
 
     Returns:
       One sentence each; empty if all is well.
@@ -255,5 +261,11 @@ def kernel_problems(
         f"{launch.name} only transposes or copies: {launch.moved_bytes} bytes"
         for launch in found.launches
         if weight_bytes is not None and launch.moved_bytes > weight_bytes
+    ]
+    problems += [
+        f"{launch.name} is launched beside the kernels, and writes "
+        f"{launch.written_bytes} bytes"
+        for launch in found.launches
+        if alone and launch not in ours
     ]
     return tuple(problems)

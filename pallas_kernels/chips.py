@@ -18,6 +18,8 @@ class Chip:
       cta_bytes: of these, what the system takes for each CTA.
       registers: of a multiprocessor.
       meet_seconds: lost where the warpgroups of a CTA wait for one another.
+      load_seconds: from a load until its data is there, from L2 or device memory.
+      launch_seconds: that one more kernel takes if it has next to nothing to do.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Chip:
     cta_bytes: int
     registers: int
     meet_seconds: float
+    load_seconds: float
+    launch_seconds: float
 
     @property
     def shared(self) -> float:
@@ -49,4 +53,6 @@ H200 = Chip(
     cta_bytes=1024,
     registers=65_536,
     meet_seconds=0.3e-6,
+    load_seconds=0.8e-6,
+    launch_seconds=3e-6,
 )

@@ -12,7 +12,11 @@ from jax._src.lax.lax import canonicalize_precision as _canonicalize_precision
 from jax._src.pallas.mosaic_gpu import lowering as _lowering
 from jax._src.state.types import ReshapeTransform, TransformedRef
 from jax.experimental.mosaic.gpu import utils as _mgpu_utils
-from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout
+from jax.experimental.mosaic.gpu.fragmented_array import (
+    FragmentedArray,
+    Replicated,
+    TiledLayout,
+)
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -141,14 +145,22 @@ def stack_vector(parts: Sequence[jax.Array], layout: Any) -> jax.Array:
     return x
 
 
+def replicated(times: int) -> Any:
+    """An axis of `tiled_layout` along which so many warps, or lanes, hold the same."""
+    return Replicated(times)
+
+
 def tiled_layout(
     tiles: Sequence[Sequence[int]],
     *,
-    warp_dims: Sequence[int],
-    lane_dims: Sequence[int],
+    warp_dims: Sequence[Any],
+    lane_dims: Sequence[Any],
     vector_dim: int,
 ) -> Any:
-    """`plgpu.Layout.TILED`, which by itself wants its tiling in canonical form."""
+    """`plgpu.Layout.TILED`, which by itself wants its tiling in canonical form.
+
+    Among the axes may be some that are `replicated`.
+    """
     layout = TiledLayout(
         plgpu.Tiling(tuple(map(tuple, tiles))),
         tuple(warp_dims),

@@ -21,19 +21,19 @@ bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
 registers when they become operands; any other x goes through the turned buffer in
 pieces.
 
-Nothing is permuted in HBM except weights, by XLA before the launch: not at all for
-d = 1, whose blocks are (a, b, c) already; else w is read and written once,
-2bc/(batch·(b + c)) of the bytes of x and y. Neighbours are merged into larger blocks
-where b or c is far below 16, or where d is none of 1, 2, 4 and multiples of 8 in a
-feature-last array.
+Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
+already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
+where that loses, XLA writes w in order before the launch: see `factor_weights`.
+Neighbours are merged into larger blocks where b or c is far below 16, or where d is
+none of 1, 2, 4 and multiples of 8 in a feature-last array; those, too, XLA writes.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + s·b·c / rows; no weights if they are resident. Runs of 8
-           neighbours (16 bytes of 32-byte sectors) count x twice.
+    L2     s·(T·c + b) + s·b·c / rows; nearly no weights if they are resident. Runs of
+           8 neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
@@ -82,8 +82,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, pieces, tuned
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
+from pallas_kernels.blocks import bias_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
@@ -154,7 +154,7 @@ def factor(
     )
     y = _launch(
         compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
-        _weights(w, plan),
+        factor_weights.before_launch(w, plan),
         None if bias is None else _offsets(bias, plan),
         plan,
         activation,
@@ -208,40 +208,12 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     return (plan.batch, a, length * d)
 
 
-def _weights(w: jax.Array, plan: Tiling) -> jax.Array:
-    """The blocks as (a·d, b, c), in the order the kernel wants.
-
-    A factor with d = 1 is that already, unless blocks are merged.
-    """
-    config, s = plan.config, plan.interleave
-    blocks = weight_blocks(w, plan.factor, 1)[:, 0]
-    b, c = plan.factor.b, plan.factor.c
-    # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
-    # interleaving wants whole tiles.
-    to_b = -(-b // plan.features) * plan.features if s > 1 else b
-    unit = config.depth if s > 1 else 16 // plan.item_in
-    to_c = -(-c // unit) * unit
-    if (to_b, to_c) != (b, c):
-        blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
-    if s > 1:
-        blocks = _interleave(blocks, 1, plan.features, s)
-        blocks = _interleave(blocks, 2, config.depth, s)
-    return blocks
-
-
-def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
-    """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
-    shape = array.shape
-    split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
-    return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
-
-
 def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
     """The bias as (a·d, b), in the order of the weights, in whole tiles."""
     padding = plan.feature_tiles * plan.config.features - plan.factor.b
     blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
     if plan.interleave > 1:
-        blocks = _interleave(blocks, 1, plan.features, plan.interleave)
+        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
     return blocks
 
 
@@ -274,9 +246,9 @@ def _launch(
             num_arrivals=config.warpgroups, num_barriers=config.stages
         ),
     }
-    if config.resident:
+    if config.resident and plan.arrival != "arranged":
         scratch["w_loaded"] = plgpu.Barrier(
-            num_arrivals=plan.chunks * _num_weight_copies(plan)
+            num_arrivals=plan.weight_stages * _num_weight_copies(plan)
         )
     if plan.way == "turned" or config.resident:
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
@@ -351,10 +323,12 @@ class _Kernel:
 
     def run(self) -> None:
         """Takes items until there are none left."""
-        config = self.plan.config
+        plan, config = self.plan, self.plan.config
         mine = self.mine()
         for serial in range(config.stages - self.lag):
             self.fetch(jnp.int32(serial))
+        if plan.arrival == "arranged":
+            factor_weights.clear(self.untiled(self.w_slab), plan, self.deal)
 
         def take_item(turn: jax.Array, carry: None) -> None:
             item = self.item_of(turn)
@@ -362,7 +336,7 @@ class _Kernel:
                 self.keep_weights(item, turn)
 
             add_up = self.add_up_wgmma if config.wgmma else self.add_up
-            self.finish(item, turn, add_up(turn))
+            self.finish(item, turn, add_up(item, turn))
             return carry
 
         jax.lax.fori_loop(0, mine, take_item, None)
@@ -380,7 +354,7 @@ class _Kernel:
             return 1
         return 1 if config.warpgroups > 1 and config.stages > 1 else 0
 
-    def add_up(self, turn: jax.Array) -> list[list[jax.Array]]:
+    def add_up(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
         """Sums over an item's chunks: for each block, for each panel of vectors."""
         plan, config = self.plan, self.plan.config
 
@@ -393,8 +367,8 @@ class _Kernel:
                     self.meet()  # Nobody reads the chunk before any more.
                 self.turn(serial, at)
                 self.meet()
-            weights = self.w_slab.at[chunk if config.resident else at]
-            sums = self.multiply(serial, at, weights, sums)
+            panels = self.weights(item, chunk, at)
+            sums = self.multiply(serial, at, panels, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
             self.fetch(serial + config.stages - self.lag)
@@ -405,7 +379,7 @@ class _Kernel:
         )
         return sums
 
-    def add_up_wgmma(self, turn: jax.Array) -> list[list[jax.Array]]:
+    def add_up_wgmma(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
         """The same by wgmma, for each panel of 64 vectors.
 
         The products of a chunk run on while the next chunk is waited for, and its
@@ -419,9 +393,8 @@ class _Kernel:
                 serial = turn * plan.chunks + chunk
                 at = jax.lax.rem(serial, config.stages)
                 plgpu.barrier_wait(self.loaded.at[at])
-                weights = self.w_slab.at[chunk if config.resident else at]
-                products = self.start_products(at, weights, sums)
-                plgpu.wgmma_wait(products)
+                panels = self.weights(item, chunk, at)
+                plgpu.wgmma_wait(self.start_products(at, panels, sums))
                 self.release(serial - 1)
                 self.fetch(serial - 1 + config.stages)
                 return carry
@@ -431,6 +404,10 @@ class _Kernel:
 
         one = compat.wgmma_sums((WGMMA_ROWS, plan.features))
         return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
+
+    def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> list[Any]:
+        """A chunk of weights in shared memory, in panels (blocks, features, width)."""
+        return factor_weights.panels(self.w_slab, self.plan, item.feature, chunk, at)
 
     def release(self, serial: jax.Array) -> None:
         """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
@@ -497,23 +474,35 @@ class _Kernel:
 
     def keep_weights(self, item: _Item, turn: jax.Array) -> None:
         """Fetches the weights of an item's block, unless they are those at hand."""
+        plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
         @pl.when((turn == 0) | (item.block != before.block))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
+            if plan.arrival == "arranged":
+                slab = self.untiled(self.w_slab)
+                factor_weights.arrange(self.w, item.block, slab, plan, self.deal)
+                if plan.config.wgmma:  # It reads as TMA does, not as threads do.
+                    plgpu.commit_smem()
+                self.meet()
+                return
 
             @pl.when(jax.lax.axis_index("wg") == 0)
             def _() -> None:
-                for chunk in range(self.plan.chunks):
-                    self.fetch_weights(item, jnp.int32(chunk), chunk, self.w_loaded)
+                for at in range(plan.weight_stages):
+                    tile, chunk = divmod(at, plan.chunks)
+                    part = dataclasses.replace(
+                        item, feature=jnp.int32(tile * plan.config.features)
+                    )
+                    self.fetch_weights(part, jnp.int32(chunk), at, self.w_loaded)
 
             plgpu.barrier_wait(self.w_loaded)
 
     def fetch_x(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
         plan, config = self.plan, self.plan.config
         i, k = _divmod(item.block, plan.factor.d)
-        slab, loaded = self.for_tma(self.x_slab).at[at], self.loaded.at[at]
+        slab, loaded = self.untiled(self.x_slab).at[at], self.loaded.at[at]
         panels, _, width = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
         if plan.transposes and not plan.whole_runs:
@@ -544,11 +533,11 @@ class _Kernel:
                 pl.ds(item.feature, features),
                 pl.ds(depth + p * width, width),
             ]
-            target = self.for_tma(self.w_slab).at[at, p]
+            target = self.untiled(self.w_slab).at[at, p]
             plgpu.copy_gmem_to_smem(source, target, loaded)
 
-    def for_tma(self, slab: Any) -> Any:
-        """A slab of x or of weights, as TMA copies to it."""
+    def untiled(self, slab: Any) -> Any:
+        """A slab of x or of weights as rows, for others than wgmma."""
         return compat.untiled(slab) if self.plan.config.wgmma else slab
 
     def zeros(self) -> list[list[jax.Array]]:
@@ -621,17 +610,19 @@ class _Kernel:
 
         jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
 
-    def multiply(self, serial: jax.Array, at: jax.Array, w_slab: Any, sums: Any) -> Any:
+    def multiply(
+        self, serial: jax.Array, at: jax.Array, panels: list[Any], sums: Any
+    ) -> Any:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
         block, feature, _ = self.parts()
-        panels, *_, width = plan.slab_weights
+        width = plan.weight_width
         pairs = pieces.products(plan.pieces)
         side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
         sums = [list(one) for one in sums]
         for n, one in enumerate(sums):
-            for p in range(panels):
-                ref = w_slab.at[p, block + n, pl.ds(feature, plan.features)]
+            for p, panel in enumerate(panels):
+                ref = panel.at[block + n, pl.ds(feature, plan.features)]
                 ref = ref.T if plan.way == "flat" else ref
                 weights = self.split(_load(ref, self.layout(side)))
                 for m in range(len(one)):
@@ -650,7 +641,9 @@ class _Kernel:
                             one[m] = plgpu.mma(one[m], weights[j], parts[i])
         return sums
 
-    def start_products(self, at: jax.Array, w_slab: Any, sums: Sequence[Any]) -> int:
+    def start_products(
+        self, at: jax.Array, panels: list[Any], sums: Sequence[Any]
+    ) -> int:
         """Has wgmma add the products of a chunk to the sums; counts what it started.
 
         Sums are of 64 vectors each. Both operands stay where TMA put them: x has the
@@ -658,18 +651,18 @@ class _Kernel:
         """
         plan = self.plan
         _, feature, row = self.parts()
-        panels, *_, width = plan.slab_weights
-        for p in range(panels):
-            weights = w_slab.at[p, 0, pl.ds(feature, plan.features)].T
+        width = plan.weight_width
+        for p, panel in enumerate(panels):
+            weights = panel.at[0, pl.ds(feature, plan.features)].T
             for m, one in enumerate(sums):
                 first = row + m * WGMMA_ROWS
                 if plan.feature_first:
-                    panel = jax.lax.div(first, WGMMA_ROWS)
-                    x = self.x_slab.at[at, panel, pl.ds(p * width, width)].T
+                    vectors = jax.lax.div(first, WGMMA_ROWS)
+                    x = self.x_slab.at[at, vectors, pl.ds(p * width, width)].T
                 else:
                     x = self.x_slab.at[at, p, pl.ds(first, WGMMA_ROWS)]
                 plgpu.wgmma(one, x, weights)
-        return panels * len(sums)
+        return len(panels) * len(sums)
 
     def inputs(
         self, at: jax.Array, depth: int, length: int
@@ -690,7 +683,7 @@ class _Kernel:
         """Inputs of a block as a right operand: piece i of panel m of the vectors."""
         plan = self.plan
         *_, row = self.parts()
-        width = plan.slab_weights[-1]
+        width = plan.weight_width
         if plan.way == "columns":
             panel = jax.lax.div(row, plan.slab_in[-1]) + m
             ref = self.x_slab.at[at, panel, pl.ds(depth, width)]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
     WGMMA_ROWS,
@@ -88,8 +88,7 @@ def load(plan: Tiling) -> Load:
     )
     fetched: float = weights
     if config.resident:
-        # A CTA takes a run of items and fetches at each new block.
-        fetched = weights * min(1, (plan.groups + plan.ctas) / plan.items)
+        fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
@@ -103,6 +102,43 @@ def load(plan: Tiling) -> Load:
     )
 
 
+def _visits(plan: Tiling) -> int:
+    """How often a CTA fetches the resident weights of a group of blocks."""
+    # It takes a run of items and fetches at each new group.
+    return min(plan.items, plan.groups + plan.ctas)
+
+
+def _visit_bytes(plan: Tiling) -> int:
+    """Bytes of L2 that are read for the resident weights of a group of blocks."""
+    factor, item, blocks = plan.factor, plan.item_in, plan.config.blocks
+    if plan.arrival == "arranged":
+        # Of the neighbours along d, whole sectors are read.
+        nearby = min(item * factor.d, max(_SECTOR, item * blocks))
+        return factor.b * factor.c * nearby
+    return plan.weight_stages * plan.weight_bytes
+
+
+def preparation(plan: Tiling) -> float:
+    """Seconds that it takes to bring weights into order, by XLA or in the kernel."""
+    factor = plan.factor
+    if plan.arrival == "fetched":
+        return 0.0
+    if plan.arrival == "ordered":
+        given = factor.num_weights // (factor.merged_a * factor.merged_d)
+        moved = plan.item_in * (given + factor.num_weights)
+        return H200.launch_seconds + moved / H200.hbm
+    # A CTA that waits for its weights does nothing else.
+    at_once = 128 * plan.config.warpgroups * arrangement.HELD
+    rounds = -(-factor.b * factor.c * plan.config.blocks // at_once)
+    visits = _visits(plan)
+    return (
+        visits * _visit_bytes(plan) / H200.l2
+        + visits / plan.ctas * rounds * H200.load_seconds
+    )
+
+
+_COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
+_SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MAX_STAGES = 6
@@ -151,10 +187,12 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        ctas = 2 * H200.multiprocessors if _fits_twice(plan) else H200.multiprocessors
+        if _fits_twice(plan):
+            config = dataclasses.replace(plan.config, ctas=2 * H200.multiprocessors)
+            plan = dataclasses.replace(plan, config=config)
         key = _rank(plan)
         if best is None or key < best[0]:
-            best = (key, dataclasses.replace(plan.config, ctas=ctas))
+            best = (key, plan.config)
     if best is None:
         raise NotImplementedError(
             f"factor: no configuration fits the pattern {shape}; the last one tried "
@@ -179,7 +217,11 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     rounds = -(-plan.items // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
-    return (busy + waiting + 0.2 * (needs.l2 + needs.smem) + meeting, config.warpgroups)
+    overlap = 0.2 * (needs.l2 + needs.smem)
+    total = busy + waiting + overlap + meeting + preparation(plan)
+    if plan.arrival == "ordered":
+        total *= _COPY
+    return (total, config.warpgroups)
 
 
 def _fits_twice(plan: Tiling) -> bool:
@@ -226,8 +268,6 @@ def _candidates(
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
-        if resident and feature < factor.b:
-            continue
         for m_warps in (1, 2, 4):
             yield Config(
                 rows=rows,
@@ -253,12 +293,13 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
         n for n in (64, 128, 192, 256, units) if n <= min(units, tiles.MAX_COPY)
     }
     splits = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3)]
-    for rows, feature, depth, split, resident in itertools.product(
-        (64, 128, 192, 256), sorted(features), (64, 128), splits, (False, True)
+    weights = [(False, False), (True, False), (True, True)][: 3 if factor.d > 1 else 2]
+    for rows, feature, depth, split, (resident, ordered) in itertools.product(
+        (64, 128, 192, 256), sorted(features), (64, 128), splits, weights
     ):
         fits = rows * feature <= 128 * _MAX_SUMS * math.prod(split)
         whole = rows % (WGMMA_ROWS * split[0]) == 0 and feature % (16 * split[1]) == 0
-        if fits and whole and (not resident or feature >= factor.b):
+        if fits and whole:
             yield Config(
                 rows=rows,
                 features=feature,
@@ -269,5 +310,6 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
                 stages=2,
                 out_stages=2,
                 resident=resident,
+                ordered=ordered,
                 wgmma=True,
             )

@@ -19,6 +19,14 @@ being a multiple of 8 features. Runs are padded to an odd number of rows, and ro
 an odd number of 16-byte units: then any eight features that an 8 × 8 matrix is loaded
 from, neighbours or of one block, lie in different banks. Where d is no multiple of 8,
 a run holds several inputs of a block, `interleave`; the weights are put in that order.
+
+Weights arrive in one of three ways:
+
+*fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
+*arranged*  resident weights of d > 1: threads read them from w, neighbours along d with
+            one load, and write them where they belong. That is done when a CTA comes
+            to a block, once for all its vectors.
+*ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
 """
 
 import dataclasses
@@ -26,11 +34,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, tiles
 from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
+Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
@@ -58,7 +67,9 @@ class Config:
       batch_first: whether the batch is walked through block by block, with few
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
-        CTA walks through the batch; needs batch_first, and features not below b.
+        CTA walks through the batch; needs batch_first.
+      ordered: whether XLA puts resident weights of d > 1 in order before the launch,
+        as it does those that are not resident, rather than each CTA for itself.
       wgmma: whether warpgroups multiply what lies in shared memory, rather than warps
         what they have loaded into registers; for flat and columns in 16 bits. Wants
         m_warps = 4, two stages or more, a depth in multiples of 64, and for each
@@ -79,6 +90,7 @@ class Config:
     ctas: int = 132
     batch_first: bool = False
     resident: bool = False
+    ordered: bool = False
     wgmma: bool = False
 
     def __post_init__(self) -> None:
@@ -254,10 +266,39 @@ class Tiling:
         return (config.depth, config.rows, config.blocks)
 
     @property
+    def arrival(self) -> Arrival:
+        """How weights come to lie in shared memory as the product reads them."""
+        factor = self.factor
+        merged = factor.merged_a * factor.merged_d > 1
+        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
+            return "fetched"
+        by_cta = self.config.resident and not self.config.ordered
+        if by_cta and not merged and self.units is not None:
+            return "arranged"
+        return "ordered"
+
+    @property
+    def units(self) -> tuple[arrangement.Units, ...] | None:
+        """In what units weights are arranged, if sizes allow it."""
+        factor, s = self.factor, self.interleave
+        return arrangement.units(
+            factor.b // s,
+            self.features // s,
+            factor.c // s,
+            self.weight_width,
+            math.gcd(self.run, s * factor.d),
+            self.item_in,
+        )
+
+    @property
+    def weight_width(self) -> int:
+        """Inputs by which weights are read at a time."""
+        return panel(self.config.depth // self.interleave, self.item_in)
+
+    @property
     def slab_weights(self) -> tuple[int, ...]:
         """The same of the weights, (panels, blocks, features, width)."""
-        config = self.config
-        width = panel(config.depth // self.interleave, self.item_in)
+        config, width = self.config, self.weight_width
         return (config.depth // width, config.blocks, config.features, width)
 
     @property
@@ -268,7 +309,9 @@ class Tiling:
     @property
     def weight_stages(self) -> int:
         """How many of them there are."""
-        return self.chunks if self.config.resident else self.config.stages
+        if self.config.resident:
+            return self.feature_tiles * self.chunks
+        return self.config.stages
 
     @property
     def slab_out(self) -> tuple[int, ...]:
@@ -298,7 +341,7 @@ class Tiling:
         """Registers per thread that sums and the operands of a chunk take, at most."""
         if self.config.wgmma:
             return self.num_sums
-        width = self.slab_weights[-1]
+        width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
         if self.way == "flat":
             m, n = self.rows, self.features
@@ -322,7 +365,7 @@ class Tiling:
         config = self.config
         parts = [
             config.stages * self.stage_bytes,
-            self.chunks * self.weight_bytes * config.resident,
+            self.weight_stages * self.weight_bytes * config.resident,
             config.warpgroups
             * config.out_stages
             * math.prod(self.slab_out)
@@ -439,8 +482,8 @@ def misfit(plan: Tiling) -> str | None:
             return f"depth must be a multiple of {16 * plan.interleave}"
     elif config.blocks > 1:
         return "blocks must be 1"
-    if config.resident and not (config.batch_first and plan.feature_tiles == 1):
-        return "resident weights need batch_first, and features of at least b"
+    if config.resident and not config.batch_first:
+        return "resident weights need batch_first"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features

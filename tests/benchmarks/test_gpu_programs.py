@@ -22,6 +22,12 @@ def make_facts(launches=1, moved_bytes=0, kernels=(KERNEL,)):
     return aot.Facts((launch,), memory, kernels)
 
 
+def beside(facts):
+    """The same with a launch of XLA's own before the kernels."""
+    other = hlo.Launch("fusion.1", "fusion", 1, 0, 64)
+    return dataclasses.replace(facts, launches=(other, *facts.launches))
+
+
 def make_row(**changes):
     row = gpu_programs.Row(
         environment=ENVIRONMENT,
@@ -101,6 +107,8 @@ CASE = gpu_programs.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
         # Two factors: two launches of one kernel, or one of the other.
         ("pallas", "forward", {"facts": make_facts(2)}, []),
         ("pallas", "forward", {"facts": make_facts(3)}, ["3 kernel launches"]),
+        ("pallas", "forward", {"facts": beside(make_facts(2))}, ["beside the kernels"]),
+        ("pallas_chain", "forward", {"facts": beside(make_facts(1))}, []),
         ("pallas", "forward", {"unsupported": "too wide"}, ["it refuses: too wide"]),
         ("pallas_chain", "forward", {"facts": make_facts(1)}, []),
         ("pallas_chain", "forward", {"facts": make_facts(2)}, ["2 kernel launches"]),
@@ -118,6 +126,12 @@ def test_judge(implementation, direction, outcome, problems):
     assert len(found) == len(problems)
     for problem, words in zip(found, problems, strict=True):
         assert words in problem
+
+
+def test_weights_may_be_put_in_order_where_a_case_says_so():
+    case = dataclasses.replace(CASE, reordered=True)
+    outcome = {"facts": beside(make_facts(2)), "unsupported": None, "error": None}
+    assert gpu_programs.judge(case, "forward", "pallas", **outcome) == ()
 
 
 def test_cases_of_ones_own_may_be_refused():

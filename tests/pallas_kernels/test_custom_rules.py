@@ -1,11 +1,11 @@
-"""Linear maps with a transpose of their own, by hand-made ones that tell themselves."""
+"""Rules of one's own, by such that differ from JAX's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.linear_map import linear_map
+from pallas_kernels.custom_rules import Rules, call, call_linear
 from tests import reference
 
 W, X = reference.draw((3, 4)), reference.draw((4,), seed=1)
@@ -13,12 +13,13 @@ W, X = reference.draw((3, 4)), reference.draw((4,), seed=1)
 
 def product(w, x):
     """w @ x, whose transpose is tenfold."""
-    return linear_map(
-        lambda residuals, operands: residuals[0] @ operands[0],
-        lambda residuals, dy: (10 * dy @ residuals[0],),
-        (w,),
-        (x,),
+    (y,) = call_linear(
+        lambda residuals, operands: [residuals[0] @ operands[0]],
+        lambda residuals, gradients: [10 * gradients[0] @ residuals[0]],
+        [w],
+        [x],
     )
+    return y
 
 
 @pytest.mark.parametrize("apply", [product, jax.jit(product)], ids=["eager", "jit"])
@@ -58,12 +59,39 @@ def test_vmap(axes):
     np.testing.assert_allclose(dx, expected_dx, rtol=1e-5)
 
 
-def test_gradients_of_what_is_constant_are_not_asked_for():
-    def both(residuals, operands):
-        return operands[0] + operands[1]
+def test_stacks_are_one_call():
+    shapes = []
 
+    def function(arrays):
+        shapes.append([array.shape for array in arrays])
+        return [arrays[0] * arrays[1]]
+
+    def scale(x, scale):
+        rules = Rules(function, lambda arrays, dots: [dots[0]], stacks=(True, False))
+        (y,) = call(rules, [x, scale])
+        return y
+
+    np.testing.assert_array_equal(jax.vmap(scale, (1, None))(W, 2.0), 2 * W.T)
+    assert shapes[-1] == [(4, 3), ()]
+    np.testing.assert_array_equal(jax.vmap(scale)(W, X[:3]), (W.T * X[:3]).T)
+    assert shapes[-1] == [(4,), ()]  # Mapped.
+
+
+def test_gradients_of_what_is_constant_are_dropped():
     def only_the_first(x):
-        return linear_map(both, lambda _, dy: (dy, dy), (), (x, jnp.ones(4)))
+        (y,) = call_linear(
+            lambda _, operands: [operands[0] + operands[1]],
+            lambda _, gradients: [gradients[0], gradients[0]],
+            [],
+            [x, jnp.ones(4)],
+        )
+        return y
 
-    _, pull_back = jax.vjp(only_the_first, X)
-    np.testing.assert_array_equal(pull_back(jnp.ones(4))[0], np.ones(4))
+    (dx,) = jax.linear_transpose(only_the_first, X)(jnp.ones(4))
+    np.testing.assert_array_equal(dx, np.ones(4))
+
+
+def test_what_is_not_linear_has_no_transpose():
+    rules = Rules(lambda arrays: arrays, lambda arrays, dots: dots)
+    with pytest.raises(NotImplementedError, match="no transpose"):
+        jax.linear_transpose(lambda x: call(rules, [x]), X)([jnp.ones(4)])

@@ -1,0 +1,202 @@
+"""How weights of the one-factor kernel arrive: what XLA does before, and threads after.
+
+    d = 1                 w in HBM ──TMA──▶ slab
+    d > 1, resident       w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
+    d > 1, streamed       w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
+
+*Fetched* weights need no order but their own. *Arranged* ones, with s = itemsize, cost
+a CTA b·c·min(s·d, max(32, s·blocks)) bytes of L2 whenever it comes to a group of
+blocks: whole sectors, of which it wants its own neighbours along d. CTAs take runs of
+items, so that happens `ctas` + a·d / blocks times in all, and while it does, a CTA only
+fetches x. In shared memory it is b·c·blocks stores of s bytes, a warp's in different
+banks. *Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of
+memory; but then any CTA streams tiles of them, as many times as it likes.
+
+Seconds · 10⁶ for each, by `factor_choice.preparation` with the best configuration of
+its kind, next to what HBM takes for x and y, for 16 bits and batch 25,088 (512).
+Predictions; a launch is taken for 3. In brackets, what the whole is predicted to take
+with arranged weights, as a multiple of what it takes with ordered ones.
+
+                                 x and y        arranged       ordered
+    (16, 16, 16, 16)   last    96    (2.0)    1.1   (1.0)    3.1   (3.1)  [0.98 (0.67)]
+                       first                  2.4   (2.3)    3.1   (3.1)  [0.99 (0.97)]
+    (1, 64, 64, 16)    last    24    (0.5)    4.8   (1.6)    3.1   (3.1)  [0.97 (0.90)]
+                       first                  4.4   (1.6)    3.1   (3.1)  [1.04 (0.83)]
+    (1, 128, 128, 4)   last    12    (0.2)    6.4   (4.0)    3.1   (3.1)  [2.01 (1.63)]
+                       first                  4.1   (1.0)    3.1   (3.1)  [1.07 (0.49)]
+    (1, 128, 128, 16)  last    48    (1.0)       no room     3.2   (3.2)
+                       first                 15.0   (3.9)    3.2   (3.2)  [1.21 (1.76)]
+    (96, 192, 192, 4)  first 1721     (35)     37    (34)     16    (16)  [0.86 (1.44)]
+    (4, 1024, 1024, 16)      1530     (31)       no room      65    (65)
+
+So blocks up to 64 × 64, and up to 128 × 128 for d = 4 of a feature-first array, are
+read where they are; a copy of w has to gain 5 % to be worth its memory. From 128 × 128
+for d ≥ 16 on, sectors that each CTA reads for one 16th of their bytes cost more than a
+launch: at (1, 128, 128, 16) five times as much. Feature-last, blocks of that size do
+not fit as several neighbours at a time, 2·8·128·128 bytes; turned again for each tile,
+weights would double the passes over shared memory and the bytes from L2, which binds
+there, to save 7 % of the time of HBM. In float32 feature-last, the turned buffers, in
+two pieces in and three out, leave room for weights up to about 32 × 32.
+
+Merged blocks are ordered too. Written in place, one entry of b·c·u·v would have to be
+stored at a time, far apart, and a store of a warpgroup costs two barriers: for radix-2
+about as long as a launch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import compat
+from pallas_kernels.arrangement import Units
+from pallas_kernels.blocks import weight_blocks
+from pallas_kernels.factor_tiles import Tiling
+
+# Deals units of work out to the warpgroups.
+Deal = Callable[[int, Callable[[jax.Array], None]], None]
+
+
+def before_launch(w: jax.Array, plan: Tiling) -> jax.Array:
+    """The weights as the kernel gets them; only *ordered* ones are moved.
+
+    Returns:
+      (a·d, b, c), or for weights that are arranged (a, b/s, s, c/s, s·d), where s of
+      the inputs, and outputs, share a run of the turned buffer.
+    """
+    a, b, c, d = w.shape
+    s = plan.interleave
+    if plan.arrival == "fetched":
+        return w.reshape(a, b, c)
+    if plan.arrival == "arranged":
+        return w.reshape(a, b // s, s, c // s, s * d)
+    return _ordered(w, plan)
+
+
+def _ordered(w: jax.Array, plan: Tiling) -> jax.Array:
+    config, s = plan.config, plan.interleave
+    blocks = weight_blocks(w, plan.factor, 1)[:, 0]
+    b, c = plan.factor.b, plan.factor.c
+    # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
+    # interleaving wants whole tiles.
+    to_b = -(-b // plan.features) * plan.features if s > 1 else b
+    unit = config.depth if s > 1 else 16 // plan.item_in
+    to_c = -(-c // unit) * unit
+    if (to_b, to_c) != (b, c):
+        blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
+    if s > 1:
+        blocks = interleave(blocks, 1, plan.features, s)
+        blocks = interleave(blocks, 2, config.depth, s)
+    return blocks
+
+
+def interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
+    """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
+    shape = array.shape
+    split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
+    return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
+
+
+def panels(
+    slabs: Any, plan: Tiling, feature: jax.Array, chunk: jax.Array, stage: jax.Array
+) -> list[Any]:
+    """A chunk of weights in shared memory, in panels (blocks, features, width).
+
+    Args:
+      slabs: all of them.
+      plan: the tiling.
+      feature: the first output of the tile.
+      chunk: which of the chunks of inputs.
+      stage: where the chunk is, if weights are not resident.
+    """
+    at = stage
+    if plan.config.resident:
+        at = jax.lax.div(feature, plan.config.features) * plan.chunks + chunk
+    return [slabs.at[at, p] for p in range(plan.slab_weights[0])]
+
+
+def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
+    """Writes zeros where tiles and chunks reach beyond a block."""
+    config, factor = plan.config, plan.factor
+    whole = plan.feature_tiles * config.features, plan.chunks * config.depth
+    if whole == (factor.b, factor.c):
+        return
+    count, blocks, *shape = plan.slab_weights
+    layout = plgpu.Layout.MMA_LHS(jnp.bfloat16, m_warps=config.m_warps)
+
+    def take_unit(unit: jax.Array) -> None:
+        unit, block = _divmod(unit, blocks)
+        at, p = _divmod(unit, count)
+        zeros = jnp.zeros(shape, slabs.dtype)
+        slabs.at[at, p, block][...] = plgpu.layout_cast(zeros, layout)
+
+    deal(plan.weight_stages * count * blocks, take_unit)
+
+
+def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> None:
+    """Brings all weights of a group of blocks from w into shared memory.
+
+    Args:
+      w: in HBM, as `before_launch` returns it.
+      block: the first block of the group.
+      slabs: (feature tiles · chunks, panels, blocks, features, width).
+      plan: the tiling.
+      deal: deals units of work out to the warpgroups.
+    """
+    for units in plan.units or ():
+        _arrange(w, block, slabs, plan, deal, units)
+
+
+def _arrange(
+    w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal, units: Units
+) -> None:
+    config, s, width = plan.config, plan.interleave, plan.weight_width
+    layout, part_rows = _layout(units), plan.features // s
+    # Inputs that share a run are in panels one after the other.
+    panels_of = config.depth // s // width
+    i, k = _divmod(block, plan.factor.d)
+
+    def take_unit(unit: jax.Array) -> None:
+        unit, start = _divmod(unit, units.parts.length // units.rows)
+        unit, row_of = _divmod(unit, s)
+        panel, part = _divmod(unit, units.parts.count)
+        panel, part = panel + units.panels.first, part + units.parts.first
+        tile, share = _divmod(part, config.split_features)
+        chunk, p = _divmod(panel, panels_of)
+        at, start = tile * plan.chunks + chunk, start * units.rows
+        rows = pl.ds(share * plan.features + row_of * part_rows + start, units.rows)
+        columns = pl.ds(0, units.panels.length)
+        for first in range(0, plan.run, units.vector):
+            source = w.at[
+                i,
+                pl.ds(part * part_rows + start, units.rows),
+                row_of,
+                pl.ds(panel * width, units.panels.length),
+                pl.ds(k + first, units.vector),
+            ]
+            value = plgpu.load(source, layout=layout, optimized=False)
+            for n, plane in enumerate(compat.unstack_vector(value)):
+                column_of, n_of = divmod(first + n, config.blocks)
+                at_panel = column_of * panels_of + p
+                slabs.at[at, at_panel, n_of, rows, columns][...] = plane
+
+    deal(s * units.count, take_unit)
+
+
+def _layout(units: Units) -> Any:
+    """How a unit, (rows, columns, vector), lies in a warpgroup's registers."""
+    (warps_down, warps_across), lanes = units.warps, units.lanes
+    block = (warps_down * lanes[0], warps_across * lanes[1])
+    return compat.tiled_layout(
+        [(*block, units.vector), (*lanes, units.vector)],
+        warp_dims=(-6, -5, compat.replicated(4 // (warps_down * warps_across))),
+        lane_dims=(-3, -2, compat.replicated(32 // (lanes[0] * lanes[1]))),
+        vector_dim=-1,
+    )
+
+
+def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.div(n, by), jax.lax.rem(n, by)
