@@ -88,6 +88,19 @@ def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
     return tuple(sorted(found, key=lambda factor: factor.num_weights))
 
 
+def widest_mma(m: int, n: int) -> Mma | None:
+    """The tile for an (m × n) product whose operands are read least often.
+
+    With w warps along m, the left operand is read by 4 / w warps and the right by w.
+
+    Returns:
+      None if no tile divides the product.
+    """
+    ways = [Mma(4), Mma(2), Mma(1)]
+    fitting = [way for way in ways if not (m % way.m or n % way.n)]
+    return min(fitting, key=lambda w: m * 4 // w.m_warps + n * w.m_warps, default=None)
+
+
 def allocated(sizes: Iterable[int]) -> int:
     """Bytes of shared memory that allocations of these sizes take, each aligned."""
     return sum(-(-size // SMEM_ALIGNMENT) * SMEM_ALIGNMENT for size in sizes)
