@@ -3,6 +3,7 @@
     x in HBM ──TMA──▶ slab ──────────ldmatrix──────────▶ registers ─┐
                        └▶ turned buffer ──ldmatrix.trans─▶    "     ├─ mma.sync, f32
     weights (L2) ──TMA──▶ slab ──────ldmatrix──────────▶ registers ─┘  sums
+    large blocks of 16 bits: both slabs ─────────────────────── wgmma ───┤
                                                                          │ bias,
     y in HBM ◀──TMA── slab ◀──────── stmatrix ◀──────────────────────────┤ activation,
                        └◀ transposed ◀─ turned buffer ◀── stmatrix ◀─────┘ rounding
@@ -21,6 +22,13 @@ bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
 registers when they become operands; any other x goes through the turned buffer in
 pieces.
 
+Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and
+multiplied as they were fetched: it reads both operands where TMA put them, x with the
+vectors or the features in order, so that all registers are left for sums, of 64 × 256
+for each of two or three warpgroups. Products of a chunk run on while the next one is
+waited for; a stage is free once those of the chunk after it are queued up. Sums leave
+by way of a slab for 64 outputs, in turns.
+
 Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
 already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
 where that loses, XLA writes w in order before the launch: see `factor_weights`.
@@ -37,11 +45,14 @@ T = ⌈b / features⌉:
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
-           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
+           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result). wgmma
+           reads x split_features times, and weights once for each 64 vectors:
+           s·(c·T·split_features + b·c / 64).
 
-Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y,
-and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
-2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y (with wgmma 8 KB
+for each warpgroup and out_stage), and where the turned buffer is used about
+2p·rows·depth·blocks for each of its slots and 2·rows·features·blocks (threefold for a
+float32 result); see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
 panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
@@ -51,23 +62,27 @@ What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088,
 `factor_choice.load` at the default configuration. Predictions: nothing has been timed,
 and the rate of L2 is a guess.
 
-    b = c                           48     96    192    256    512   1024
-    d = 1, feature-last   L2      1.05   1.02   0.87   0.81   2.93   5.85
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-                          mma     0.25   0.49   0.98   1.30   2.60   5.35
-    d = 4, feature-first  L2      0.81   0.81   0.81   0.81   2.81   5.36
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-    d = 4, feature-last   L2      1.09   0.82   2.41   2.81   5.22  10.01
-                          SMEM    1.16   1.12   1.94   1.87   3.45   6.61
-    d = 16, feature-last  L2      1.22   2.63   4.00   5.22  10.03  19.63
-                          SMEM    0.85   1.41   2.01   2.59   4.89   9.48
+    b = c                          48     96    128    192    256    512   1024
+    d = 1                 L2     1.01   0.99   0.98   1.08   1.31   2.24   4.08
+                          SMEM   0.37   0.51   0.49   0.58   0.70   1.26   2.37
+                          mma    0.22   0.44   0.35   0.52   0.70   1.41   2.82
+    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   2.24   4.08
+                          SMEM   0.37   0.52   0.49   0.59   0.76   1.26   2.37
+                          mma    0.22   0.44   0.35   0.53   0.70   1.41   2.82
+    d = 4, feature-last   L2     1.15   0.99   1.97   2.37   2.76   5.13   9.87
+                          SMEM   1.21   1.17   1.51   2.04   1.97   3.63   6.96
+    d = 16, feature-last  L2     1.29   2.57   2.76   3.95   5.13   9.87  19.35
+                          SMEM   0.89   1.47   1.51   2.12   2.72   5.14   9.98
 
-So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
-share the registers, tiles get small, and from about 256 × 256 for d = 4, 128 × 128 for
-larger d, x and weights are read from L2 so often that two transposes in HBM, three
-times the floor in all, should cost less. Multicast to a cluster is the remedy. wgmma,
-which reads its operands once per warpgroup, should gain a third at 256 × 256; from 512
-on L2 binds first, so multicast has to come before it.
+So up to blocks of 256 HBM binds, or L2 hardly more, where a multiprocessor gets no more
+than one item; from 512 on L2, as x is read for each 256 outputs and weights for each
+192 vectors. With mma.sync alone the same model has 1.44 to 1.58 at 256, 2.8 at 512 and
+5.1 to 5.8 at 1024: it reads shared memory twice as often and leaves fewer registers for
+sums.
+
+Where x has to be turned, sums of several blocks share the registers, tiles get small,
+and from about 256 × 256 for d = 4, 128 × 128 for larger d, x and weights are read from
+L2 so often that two transposes in HBM, three times the floor in all, should cost less.
 """
 
 import dataclasses

@@ -23,13 +23,13 @@ with arranged weights, as a multiple of what it takes with ordered ones.
     (1, 64, 64, 16)    last    24    (0.5)    4.8   (1.6)    3.1   (3.1)  [0.97 (0.90)]
                        first                  4.4   (1.6)    3.1   (3.1)  [1.04 (0.83)]
     (1, 128, 128, 4)   last    12    (0.2)    6.4   (4.0)    3.1   (3.1)  [2.01 (1.63)]
-                       first                  4.1   (1.0)    3.1   (3.1)  [1.07 (0.49)]
+                       first                  4.1   (1.0)    3.1   (3.1)  [1.12 (0.50)]
     (1, 128, 128, 16)  last    48    (1.0)       no room     3.2   (3.2)
-                       first                 15.0   (3.9)    3.2   (3.2)  [1.21 (1.76)]
-    (96, 192, 192, 4)  first 1721     (35)     37    (34)     16    (16)  [0.86 (1.44)]
+                       first                 15.0   (3.9)    3.2   (3.2)  [1.27 (1.81)]
+    (96, 192, 192, 4)  first 1721     (35)     34    (34)     16    (16)  [1.01 (1.64)]
     (4, 1024, 1024, 16)      1530     (31)       no room      65    (65)
 
-So blocks up to 64 × 64, and up to 128 × 128 for d = 4 of a feature-first array, are
+So blocks up to 64 × 64, and of a feature-first array larger ones for a small batch, are
 read where they are; a copy of w has to gain 5 % to be worth its memory. From 128 × 128
 for d ≥ 16 on, sectors that each CTA reads for one 16th of their bytes cost more than a
 launch: at (1, 128, 128, 16) five times as much. Feature-last, blocks of that size do
