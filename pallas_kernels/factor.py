@@ -257,10 +257,17 @@ def _launch(
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
         ),
-        "free": plgpu.Barrier(
-            num_arrivals=config.warpgroups, num_barriers=config.stages
-        ),
     }
+    if config.cluster > 1:
+        scratch["free"] = plgpu.ClusterBarrier(
+            collective_axes=("peer",),
+            num_arrivals=config.warpgroups,
+            num_barriers=config.stages,
+        )
+    elif config.warpgroups > 1:
+        scratch["free"] = plgpu.Barrier(
+            num_arrivals=config.warpgroups, num_barriers=config.stages
+        )
     if config.resident and plan.arrival != "arranged":
         scratch["w_loaded"] = plgpu.Barrier(
             num_arrivals=plan.weight_stages * _num_weight_copies(plan)
@@ -287,8 +294,10 @@ def _launch(
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
-        grid=(plan.ctas,),
+        grid=(plan.clusters,),
         grid_names=("cta",),
+        cluster=(config.cluster,) if config.cluster > 1 else (),
+        cluster_names=("peer",) if config.cluster > 1 else (),
         num_threads=config.warpgroups,
         thread_name="wg",
     )(*operands)
@@ -330,7 +339,7 @@ class _Kernel:
     w_slab: Any
     y_slab: Any
     loaded: Any
-    free: Any
+    free: Any = None
     turned: Any = None
     turned_out: Any = None
     phase: Any = None
@@ -427,12 +436,14 @@ class _Kernel:
     def release(self, serial: jax.Array) -> None:
         """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
         plan, config = self.plan, self.plan.config
-        if config.warpgroups == 1:
+        if self.free is None:
             return
         wanted = serial + config.stages < self.mine() * plan.chunks
 
         @pl.when((serial >= 0) & wanted)
         def _() -> None:
+            if config.cluster > 1:  # One thread speaks for all: wait for the others.
+                plgpu.commit_smem()
             plgpu.barrier_arrive(self.free.at[jax.lax.rem(serial, config.stages)])
 
     def meet(self) -> None:
@@ -443,22 +454,24 @@ class _Kernel:
 
     def mine(self) -> jax.Array:
         """How many items this CTA takes."""
-        each, more = divmod(self.plan.items, self.plan.ctas)
+        each, more = divmod(self.plan.items, self.plan.clusters)
         return each + (jax.lax.axis_index("cta") < more).astype(jnp.int32)
 
     def item_of(self, turn: jax.Array) -> _Item:
         plan, config = self.plan, self.plan.config
         cta = jax.lax.axis_index("cta")
         if config.resident:  # A run of items, most of them of one block.
-            each, more = divmod(plan.items, plan.ctas)
+            each, more = divmod(plan.items, plan.clusters)
             index = cta * each + jnp.minimum(cta, more) + turn
         else:
-            index = cta + turn * plan.ctas
+            index = cta + turn * plan.clusters
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
-            group, tile = _divmod(index, plan.batch_tiles)
+            group, tile = _divmod(index, plan.batch_steps)
         else:
             tile, group = _divmod(index, plan.groups)
+        if config.cluster > 1:
+            tile = tile * config.cluster + jax.lax.axis_index("peer")
         return _Item(
             group * config.blocks, feature * config.features, tile * config.rows
         )
@@ -479,7 +492,7 @@ class _Kernel:
 
         @pl.when((turn < self.mine()) & (jax.lax.axis_index("wg") == 0))
         def _() -> None:
-            if config.warpgroups > 1:
+            if self.free is not None:
                 used = serial >= config.stages
                 pl.when(used)(lambda: plgpu.barrier_wait(self.free.at[at]))
             item = self.item_of(turn)
@@ -549,7 +562,12 @@ class _Kernel:
                 pl.ds(depth + p * width, width),
             ]
             target = self.untiled(self.w_slab).at[at, p]
-            plgpu.copy_gmem_to_smem(source, target, loaded)
+            plgpu.copy_gmem_to_smem(
+                source,
+                target,
+                loaded,
+                collective_axes="peer" if plan.config.cluster > 1 else None,
+            )
 
     def untiled(self, slab: Any) -> Any:
         """A slab of x or of weights as rows, for others than wgmma."""

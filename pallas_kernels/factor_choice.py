@@ -86,13 +86,13 @@ def load(plan: Tiling) -> Load:
         * factor.num_blocks
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
-    fetched: float = weights
+    fetched: float = weights / config.cluster
     if config.resident:
         fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
-    rounds = -(-plan.items // plan.ctas) * plan.ctas
+    rounds = -(-plan.items // plan.clusters) * plan.ctas
     mma = H200.matmul * (1 if config.wgmma else _MMA_SHARE)
     return Load(
         hbm=hbm / H200.hbm,
@@ -214,8 +214,11 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
-    rounds = -(-plan.items // (H200.multiprocessors * per_sm))
+    tiles_of_all = plan.items * config.cluster
+    rounds = -(-tiles_of_all // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
+    if config.cluster > 1:
+        meetings += 1
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     overlap = 0.2 * (needs.l2 + needs.smem)
     total = busy + waiting + overlap + meeting + preparation(plan)
@@ -293,8 +296,10 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
         n for n in (64, 128, 192, 256, units) if n <= min(units, tiles.MAX_COPY)
     }
     splits = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3)]
-    weights = [(False, False), (True, False), (True, True)][: 3 if factor.d > 1 else 2]
-    for rows, feature, depth, split, (resident, ordered) in itertools.product(
+    # Resident, ordered, shared by a cluster.
+    weights = [(False, False, cluster) for cluster in (1, 2, 4)]
+    weights += [(True, ordered, 1) for ordered in (False, True)[: min(factor.d, 2)]]
+    for rows, feature, depth, split, (resident, ordered, cluster) in itertools.product(
         (64, 128, 192, 256), sorted(features), (64, 128), splits, weights
     ):
         fits = rows * feature <= 128 * _MAX_SUMS * math.prod(split)
@@ -312,4 +317,5 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
                 resident=resident,
                 ordered=ordered,
                 wgmma=True,
+                cluster=cluster,
             )

@@ -74,6 +74,8 @@ class Config:
         what they have loaded into registers; for flat and columns in 16 bits. Wants
         m_warps = 4, two stages or more, a depth in multiples of 64, and for each
         warpgroup rows in multiples of 64.
+      cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
+        fetch; 1 without wgmma or with resident weights.
     """
 
     rows: int = 64
@@ -92,6 +94,7 @@ class Config:
     resident: bool = False
     ordered: bool = False
     wgmma: bool = False
+    cluster: Literal[1, 2, 4] = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -121,6 +124,13 @@ class Config:
                     f"Config: {whole} must be a multiple of split_{whole} = {parts}, "
                     f"got {value}"
                 )
+        if self.cluster not in (1, 2, 4):
+            raise ValueError(f"Config: cluster must be 1, 2 or 4, got {self.cluster}")
+        if self.cluster > 1 and (self.resident or not self.wgmma):
+            raise ValueError(
+                f"Config: cluster must be 1 without wgmma, and with resident weights, "
+                f"got {self.cluster}"
+            )
         if self.wgmma:
             self._check_wgmma()
 
@@ -220,19 +230,29 @@ class Tiling:
         return -(-self.batch // self.config.rows)
 
     @property
+    def batch_steps(self) -> int:
+        """Runs of tiles of vectors, as many as a cluster has CTAs."""
+        return -(-self.batch_tiles // self.config.cluster)
+
+    @property
     def groups(self) -> int:
         """Groups of blocks that are taken together."""
         return self.factor.num_blocks // self.config.blocks
 
     @property
     def items(self) -> int:
-        """Items of work."""
-        return self.groups * self.batch_tiles * self.feature_tiles
+        """Items of work, each of as many tiles as a cluster has CTAs."""
+        return self.groups * self.batch_steps * self.feature_tiles
 
     @property
     def ctas(self) -> int:
         """CTAs that are launched."""
-        return min(self.config.ctas, self.items)
+        return self.clusters * self.config.cluster
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that they form."""
+        return min(max(1, self.config.ctas // self.config.cluster), self.items)
 
     @property
     def rows(self) -> int:
