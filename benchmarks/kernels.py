@@ -87,8 +87,9 @@ def _of_one_factor(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> factor.C
 def _other_products() -> tuple[factor.Config, ...]:
     """For blocks that wgmma multiplies: tiles of it, and mma.sync to compare with.
 
-    Two warpgroups with the largest tile that they have registers for; resident weights;
-    three warpgroups; two CTAs, of which one computes while the other stores.
+    Two warpgroups with the largest tile that they have registers for; three, and
+    weights that two CTAs share; resident weights; two CTAs of a multiprocessor, of
+    which one computes while the other stores.
     """
     wgmma = factor.Config(
         *(128, 256, 64),
@@ -101,6 +102,7 @@ def _other_products() -> tuple[factor.Config, ...]:
     replace = dataclasses.replace
     return (
         wgmma,
+        replace(wgmma, rows=192, split_rows=3, stages=3, cluster=2),
         replace(wgmma, batch_first=True, resident=True, ordered=True),
         factor.Config(*(128, 256, 32), split_rows=2, m_warps=1, stages=6),
         replace(wgmma, rows=192, split_rows=3, stages=3),

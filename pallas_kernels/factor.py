@@ -27,7 +27,12 @@ multiplied as they were fetched: it reads both operands where TMA put them, x wi
 vectors or the features in order, so that all registers are left for sums, of 64 × 256
 for each of two or three warpgroups. Products of a chunk run on while the next one is
 waited for; a stage is free once those of the chunk after it are queued up. Sums leave
-by way of a slab for 64 outputs, in turns.
+by way of a slab for 64 outputs, in turns. Weights that are not resident are shared by
+the two or four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a
+part of a chunk and sends it to all. So a stage is fetched anew only when all warpgroups
+of the cluster have told all of its CTAs that they are done with it, by a barrier that
+takes as many arrivals. All CTAs take as many chunks, and wait for whatever is sent to
+them, data or arrivals, so that none leaves before.
 
 Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
 already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
@@ -40,8 +45,8 @@ T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + s·b·c / rows; nearly no weights if they are resident. Runs of
-           8 neighbours (16 bytes of 32-byte sectors) count x twice.
+    L2     s·(T·c + b) + s·b·c / (rows·cluster); nearly no weights if they are
+           resident. Runs of 8 neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
@@ -63,22 +68,22 @@ What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088,
 and the rate of L2 is a guess.
 
     b = c                          48     96    128    192    256    512   1024
-    d = 1                 L2     1.01   0.99   0.98   1.08   1.31   2.24   4.08
-                          SMEM   0.37   0.51   0.49   0.58   0.70   1.26   2.37
-                          mma    0.22   0.44   0.35   0.52   0.70   1.41   2.82
-    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   2.24   4.08
-                          SMEM   0.37   0.52   0.49   0.59   0.76   1.26   2.37
+    d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   3.03
+                          SMEM   0.37   0.51   0.49   0.59   0.71   1.26   2.37
                           mma    0.22   0.44   0.35   0.53   0.70   1.41   2.82
+    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.58   2.79
+                          SMEM   0.37   0.52   0.49   0.59   0.76   1.37   2.60
+                          mma    0.22   0.44   0.35   0.53   0.70   1.54   2.84
     d = 4, feature-last   L2     1.15   0.99   1.97   2.37   2.76   5.13   9.87
                           SMEM   1.21   1.17   1.51   2.04   1.97   3.63   6.96
     d = 16, feature-last  L2     1.29   2.57   2.76   3.95   5.13   9.87  19.35
                           SMEM   0.89   1.47   1.51   2.12   2.72   5.14   9.98
 
-So up to blocks of 256 HBM binds, or L2 hardly more, where a multiprocessor gets no more
-than one item; from 512 on L2, as x is read for each 256 outputs and weights for each
-192 vectors. With mma.sync alone the same model has 1.44 to 1.58 at 256, 2.8 at 512 and
-5.1 to 5.8 at 1024: it reads shared memory twice as often and leaves fewer registers for
-sums.
+So up to blocks of 256 HBM binds, and from 512 on L2 and the tensor cores alike. With
+mma.sync alone the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and
+5.1 to 5.8 for 1024: it reads shared memory twice as often and leaves fewer registers
+for sums. With wgmma but without clusters L2 is at 1.3, 2.2 and 4.1, as x is read for
+each 256 outputs and weights for each 192 vectors.
 
 Where x has to be turned, sums of several blocks share the registers, tiles get small,
 and from about 256 × 256 for d = 4, 128 × 128 for larger d, x and weights are read from

@@ -144,6 +144,9 @@ _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
+# CTAs that run at once, by the size of a cluster, which is of one group of 16 or 18
+# multiprocessors. One cluster more would run after all others.
+_AT_ONCE = {1: H200.multiprocessors, 2: H200.multiprocessors, 4: 128}
 _WGMMA_FROM = 128 * 128  # Entries of a block; below, the products take little time.
 
 
@@ -187,9 +190,10 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        if _fits_twice(plan):
-            config = dataclasses.replace(plan.config, ctas=2 * H200.multiprocessors)
-            plan = dataclasses.replace(plan, config=config)
+        ctas = _AT_ONCE[config.cluster] * (2 if _fits_twice(plan) else 1)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(plan.config, ctas=ctas)
+        )
         key = _rank(plan)
         if best is None or key < best[0]:
             best = (key, plan.config)
@@ -297,6 +301,7 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
     }
     splits = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3)]
     # Resident, ordered, shared by a cluster.
+    weights: list[tuple[bool, bool, Literal[1, 2, 4]]]
     weights = [(False, False, cluster) for cluster in (1, 2, 4)]
     weights += [(True, ordered, 1) for ordered in (False, True)[: min(factor.d, 2)]]
     for rows, feature, depth, split, (resident, ordered, cluster) in itertools.product(

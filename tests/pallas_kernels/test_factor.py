@@ -31,6 +31,7 @@ WIDE_BY_ROWS = dataclasses.replace(WIDE, rows=128, split_rows=2, out_stages=2, c
 WIDE_BY_FEATURES = dataclasses.replace(
     *(WIDE,), rows=128, features=96, depth=128, split_features=2, stages=3, ctas=1
 )
+WIDE_SHARED = dataclasses.replace(WIDE, cluster=2)
 WIDE_RESIDENT = dataclasses.replace(WIDE_BY_ROWS, batch_first=True, resident=True)
 
 both_layouts = pytest.mark.parametrize("axis", [-1, 0])
@@ -90,7 +91,9 @@ def test_spread_blocks_of_a_feature_first_array(shape, config):
         ((2, 72, 200, 1), -1, WIDE_BY_ROWS),  # Tiles reach beyond their block.
         ((1, 200, 136, 1), -1, WIDE_BY_FEATURES),
         ((2, 48, 128, 1), -1, WIDE_RESIDENT),
+        ((2, 72, 200, 1), -1, WIDE_SHARED),  # An odd number of tiles of the batch.
         ((1, 64, 64, 1), 0, WIDE),
+        ((1, 72, 200, 2), 0, WIDE_SHARED),
         ((2, 72, 200, 3), 0, WIDE_BY_ROWS),
         ((1, 200, 136, 2), 0, WIDE_BY_FEATURES),
         ((2, 48, 128, 2), 0, WIDE_RESIDENT),
@@ -375,6 +378,8 @@ def test_sizes_that_do_not_fit_are_refused():
             {"wgmma": True, "m_warps": 4, "rows": 192, "split_rows": 2},
             "rows / split_rows must be a multiple of 64, got 96",
         ),
+        ({"cluster": 3}, "cluster must be 1, 2 or 4, got 3"),
+        ({"cluster": 2}, "cluster must be 1 without wgmma, .* got 2"),
         ({"split_blocks": 2}, "blocks must be a multiple of split_blocks = 2, got 1"),
     ],
 )
