@@ -1,4 +1,91 @@
-"""`backward`: gradients of a chain of two factors in one launch."""
+"""`backward`: the gradients of a chain of two factors in one launch.
+
+For y = activation(K₁K₂x + bias) and h = K₂x, a cluster of S CTAs takes `rows` vectors
+of the batch at a time:
+
+    x in HBM ──TMA──▶ slab ─▶ h = K₂x ──▶ by outer ═══ pull ══▶ by inner: h
+                       │                                          │
+    dy in HBM ─TMA──▶ slab ─▶ dz = dy·activation'(K₁h + bias) ────┤
+                       │                                          ├─▶ dK₁ += dz hᵀ
+                       │                                          ▼
+                       │                 by outer ◀══ pull ═══ dh = K₁ᵀdz, in its place
+                       ├─────────────────────┤
+                       ▼                     ▼
+                 dK₂ += dh xᵀ        dx = K₂ᵀdh ─▶ slab ──TMA──▶ dx in HBM
+
+Between the factors a vector is (outer, inner) features. A block of K₂ makes whole rows
+of them and one of K₁ reads a column, so with CTA s holding some rows before and some
+columns after an exchange (`pallas_kernels.cluster`) no block needs another CTA's: each
+CTA has 1/S of the blocks of either factor, and each warpgroup blocks of its own.
+Their weights are fetched once and stay in shared memory. The sums for their gradients,
+float32, stay in registers while the batch goes by, and are written once, for each
+cluster apart; XLA adds these up, in a fixed order. There are no atomics. h is computed
+again from x, so nothing needs to be saved for this pass but x itself.
+
+Features-first slabs are multiplied as TMA brought them. Features last, x and dy are
+transposed in shared memory first, dy by rows of its (b, d) features, and exchanged
+along with h. dx is made the way it leaves.
+
+*Barriers.* All warpgroups of the cluster meet twice for each tile, and once more.
+
+1. After h (and dy by outer) is written: no CTA pulls what is not there. It also ends
+   the reading of the buffers by inner's last contents: who arrives here has pulled its
+   part of the tile before, so that a pull may overwrite its own buffer by inner.
+2. After dh is written by inner: the way back may begin. All pulls of h and dy are over
+   then, so the buffers by outer may be overwritten, by dh now and by the next tile.
+3. After the last tile: no CTA leaves while a peer may pull from its memory.
+
+One thread of a warpgroup arrives for all: Mosaic has a warpgroup's threads meet before
+and after each store, so what the others read and wrote before it is over by then.
+Within a CTA, the warpgroups meet after each exchange, as they pull parts for one
+another. All other buffers belong to one warpgroup. Slabs are refilled by the warpgroup
+that has read them, after a fence. A single CTA works in place, without exchanges, and
+needs 1 and 2 among its warpgroups only. Vectors beyond the batch arrive as zeros: dy,
+and so dz and dh, are zero there and add nothing.
+
+Bytes per vector in 16 bits, for n features before, between and after the factors:
+
+    HBM     6n: x and dy read, dx written, which is the floor, 1.5 times the forward
+            pass. Beside that 8 bytes per weight and cluster once, for its sums.
+    L2      the same; weights but once
+    peers   4n·(S − 1)/S, features last 6n·(S − 1)/S: 16 bytes at a time, less where a
+            part is too small for that
+    SMEM    TMA 6n; each product of a block reads its operands, one of them once for
+            every two or four warps, and all but dK₁ and dK₂ write the result; an
+            exchange writes and reads 2n; features last, transposing x and dy 8n
+
+Unfused, with each product reading and writing HBM, 20n are moved: 4n each for h again,
+dh, dx, dK₁ and dK₂. XLA, which saves h, moves 24n for both passes, fused ones 10n.
+
+Registers: (weights) / (128 · S · warpgroups) of each thread for sums, which is what
+limits n: at n = 4096 they are half the registers of 16 multiprocessors, at n = 8192
+6 MB, more than all of them; so that, as well as float32, is refused.
+
+*Bank conflicts*: none; slabs are as wide as a swizzle, in buffers neighbouring features
+and blocks' rows are an odd number of 16 bytes apart.
+
+*What binds*, predicted and not measured, for `default_config` at a batch of 25,088 in
+bfloat16, Monarch chains; nanoseconds per vector with the rates that
+`pallas_kernels.chips` assumes of an H200. "all" adds the latency of a tile's products,
+pulls and barriers, one after another, which binds everywhere; "unfused" is 20n at the
+rate of HBM.
+
+    n, features    S  rows  sums   ns: HBM  SMEM   peers  all    unfused
+    512, first     1  32    64         0.71 1.11   0      2.2    2.4
+    1024, first    4  64    32         1.43 1.93   1.18   3.6    4.8
+    2048, first    8  32    48         2.86 4.85   2.76   8.1    9.5
+    4096, first    16 32    128        5.72 10.3   5.91   23     19
+    512, last      4  64    16         0.71 1.32   0.89   2.7    2.4
+    1024, last     8  64    16         1.43 2.35   2.07   4.5    4.8
+    2048, last     16 64    48         2.86 4.99   4.43   13     9.5
+    4096, last     16 16    64         5.72 13.7   8.86   28     19
+
+So this form should win up to n = 2048 features first and at n = 1024 features last, and
+lose at n = 4096, where a tile of 32 vectors is too little work for two exchanges.
+768 -> 3072 and back are refused. Blocks of 48 × 48 have no tile of mma.sync; embedded
+in 96 × 96 the sums double, what was compiled spilled, and it should have taken 7.9 ns a
+vector, where HBM takes 5.7 unfused.
+"""
 
 import dataclasses
 import functools
@@ -12,12 +99,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, cluster, compat, slabs, tiles
-from pallas_kernels.backward_config import check_arguments, default_config
-from pallas_kernels.backward_plan import CTA_AXIS, Config, Plan, plan
+from pallas_kernels.backward_config import (
+    check_arguments,
+    default_config,
+    predicted_seconds,
+)
+from pallas_kernels.backward_plan import CTA_AXIS, MAX_DEPTH, Config, Plan, plan
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.epilogue import Activation, activate
 
-__all__ = ["Config", "backward", "default_config"]
+__all__ = ["Config", "backward", "default_config", "predicted_seconds"]
 
 
 def backward(
@@ -104,8 +195,8 @@ def _pull_back(
     blocks_of: Callable[[jax.Array], jax.Array], array: jax.Array, gradient: jax.Array
 ) -> jax.Array:
     """The gradient of an array from that of its blocks, which are linear in it."""
-    wide = jax.ShapeDtypeStruct(array.shape, jnp.float32)
-    (found,) = jax.linear_transpose(blocks_of, wide)(gradient)
+    # An array, not its shape: its type tells over which axes of a mesh it varies.
+    (found,) = jax.linear_transpose(blocks_of, array.astype(jnp.float32))(gradient)
     return found.astype(array.dtype)
 
 
@@ -165,7 +256,7 @@ def _launch(
     }
     if bias is not None:
         smem["bias"] = plgpu.SMEM((plan.lefts, left.b), jnp.float32)
-        sums["bias"] = (left.d, left.b, _mma(left.b, left.c).n)
+        sums["bias"] = (config.cluster * warpgroups, *plan.bias_sums)
     partial_sums = {
         name: jax.ShapeDtypeStruct((clusters, *shape), jnp.float32)
         for name, shape in sums.items()
@@ -209,7 +300,9 @@ def _launch(
     totals = {k: compat.varying_as(v, *inputs).sum(0) for k, v in found.items()}
     totals["right"] = totals["right"].reshape(right.num_blocks, right.b, right.c)
     if bias is not None:
-        totals["bias"] = totals["bias"][:, :, 0]  # All columns are the same.
+        # A warpgroup's blocks are columns of its sums, the last of which may be idle.
+        columns = totals["bias"].swapaxes(2, 3).reshape(len(totals["bias"]), -1, left.b)
+        totals["bias"] = columns[:, : plan.lefts // warpgroups].reshape(left.d, left.b)
     return dx, totals
 
 
@@ -258,12 +351,8 @@ class _Kernel:
         plan, config = self.plan, self.plan.config
         self.receive("x", turn)
         for i, run in itertools.product(self.own(plan.rights), range(plan.runs)):
-            product = self.multiply(
-                self.zeros(config.rows, plan.inner),
-                self.x_block(turn, i).T,
-                self.right_weights(i, run).T,
-            )
-            self.h_row(i, run).T[...] = product.astype(self.dtype)
+            x, weights = self.x_block(turn, i), self.right_weights(i, run)
+            self.apply([(x, weights.T)], self.h_row(i, run).T)
         self.receive("dy", turn)
         self.meet_cluster()  # h, and dy features last, are there.
         if config.cluster > 1:
@@ -455,12 +544,37 @@ class _Kernel:
         layout = self.layout("ACC", _mma(m, n))
         return plgpu.layout_cast(jnp.zeros((m, n), jnp.float32), layout)
 
-    def multiply(self, sums: jax.Array, lhs: Any, rhs: Any) -> jax.Array:
-        """The sums plus the product of two refs, (m × k) and (k × n)."""
-        mma = _mma(*sums.shape)
-        a = plgpu.load(lhs, layout=self.layout("LHS", mma), optimized=False)
-        b = plgpu.load(rhs, layout=self.layout("RHS", mma), optimized=False)
-        return plgpu.mma(sums, a, b)
+    def multiply(
+        self,
+        sums: jax.Array,
+        lhs: Any,
+        rhs: Any,
+    ) -> jax.Array:
+        """The sums plus the product of two refs, (m × k) and (k × n).
+
+        Operands are loaded in parts along k, which takes fewer registers at a time.
+        """
+        mma, depth = _mma(*sums.shape), rhs.shape[0]
+        for start in range(0, depth, MAX_DEPTH):
+            part = pl.ds(start, min(MAX_DEPTH, depth - start))
+            a, b = lhs.at[:, part], rhs.at[part]
+            a = plgpu.load(a, layout=self.layout("LHS", mma), optimized=False)
+            b = plgpu.load(b, layout=self.layout("RHS", mma), optimized=False)
+            sums = plgpu.mma(sums, a, b)
+        return sums
+
+    def apply(self, terms: Sequence[tuple[Any, Any]], target: Any) -> None:
+        """Applies blocks to the vectors of a tile.
+
+        Args:
+          terms: refs of features (k, rows) and weights (k, n), whose products are
+            added up.
+          target: ref (rows, n) of the sums, rounded.
+        """
+        sums = self.zeros(*target.shape)
+        for features, weights in terms:
+            sums = self.multiply(sums, features.T, weights)
+        target[...] = sums.astype(self.dtype)
 
     def no_sums(self) -> dict[str, Any]:
         """What this warpgroup's sums start from."""
@@ -474,16 +588,16 @@ class _Kernel:
             ],
         }
         if self.bias is not None:
-            mma = _mma(left.b, left.c)
-            zeros = jnp.zeros((left.b, mma.n), jnp.float32)
-            layout = self.layout("ACC", mma)
-            sums["bias"] = [plgpu.layout_cast(zeros, layout) for _ in lefts]
+            count, *shape = plan.bias_sums
+            zeros = jnp.zeros(shape, jnp.float32)
+            layout = self.layout("ACC", _mma(left.b, left.c))
+            sums["bias"] = [plgpu.layout_cast(zeros, layout) for _ in range(count)]
         return sums
 
     def apply_left(self, turn: jax.Array, sums: dict[str, Any]) -> dict[str, Any]:
         """The blocks of K₁: their gradients, and h's in the place of h."""
         plan, left = self.plan, self.plan.left
-        dleft, dbias = [], []
+        dleft, dbias = [], list(sums.get("bias", []))
         for at, k in enumerate(self.own(plan.lefts)):
             h = self.column("", k)
             dz = (
@@ -493,37 +607,48 @@ class _Kernel:
             )
             weights = self.smem["left"].at[k, :, pl.ds(0, left.c)]
             if self.activation is not None:
-                dz[...] = self.before_activation(k, weights, h, dz)
+                self.before_activation(k, weights, h, dz)
             mma = _mma(left.b, left.c)
             lhs = plgpu.load(dz, layout=self.layout("LHS", mma), optimized=False)
             rhs = plgpu.load(h.T, layout=self.layout("RHS", mma), optimized=False)
             dleft.append(plgpu.mma(sums["left"][at], lhs, rhs))
             if self.bias is not None:
-                ones = jnp.ones((plan.config.rows, mma.n), self.dtype)
-                ones = plgpu.layout_cast(ones, self.layout("RHS", mma))
-                dbias.append(plgpu.mma(sums["bias"][at], lhs, ones))
-            dh = self.multiply(self.zeros(plan.config.rows, left.c), dz.T, weights)
-            h.T[...] = dh.astype(self.dtype)
+                column = plgpu.broadcasted_iota(
+                    jnp.int32,
+                    (plan.config.rows, mma.n),
+                    1,
+                    layout=self.layout("RHS", mma),
+                )
+                ones = (column == at % mma.n).astype(self.dtype)
+                dbias[at // mma.n] = plgpu.mma(dbias[at // mma.n], lhs, ones)
+            self.apply([(dz, weights)], h.T)
         return {**sums, "left": dleft} | ({"bias": dbias} if dbias else {})
 
-    def before_activation(
-        self, k: jax.Array, weights: Any, h: Any, dy: Any
-    ) -> jax.Array:
-        """dz = dy · activation'(z) for z = K₁h + bias, block k, (b, rows)."""
-        rows, b = self.plan.config.rows, self.plan.left.b
-        layout = self.layout("ACC", _mma(b, rows))
-        z = self.zeros(b, rows)
-        if self.bias is not None:
-            bias = plgpu.load(
-                self.smem["bias"].at[k], layout=layout.reduce(1), optimized=False
+    def before_activation(self, k: jax.Array, weights: Any, h: Any, dy: Any) -> None:
+        """dz = dy · activation'(z) for z = K₁h + bias, block k, in the place of dy."""
+        rows, size = self.plan.config.rows, self.plan.activated
+        layout = self.layout("ACC", _mma(size, rows))
+        for start in range(0, self.plan.left.b, size):
+            features = pl.ds(start, size)
+            z = self.zeros(size, rows)
+            if self.bias is not None:
+                bias = plgpu.load(
+                    self.smem["bias"].at[k, features],
+                    layout=layout.reduce(1),
+                    optimized=False,
+                )
+                z = jax.lax.broadcast_in_dim(bias, (size, rows), (0,))
+                z = plgpu.layout_cast(z, layout)
+            z = self.multiply(
+                z,
+                weights.at[features],
+                h,
             )
-            z = jax.lax.broadcast_in_dim(bias, (b, rows), (0,))
-            z = plgpu.layout_cast(z, layout)
-        z = self.multiply(z, weights, h)
-        _, pull = jax.vjp(lambda z: activate(z, self.activation), z)
-        given = plgpu.load(dy, layout=layout, optimized=False)
-        (dz,) = pull(given.astype(jnp.float32))
-        return dz.astype(self.dtype)
+            _, pull = jax.vjp(lambda z: activate(z, self.activation), z)
+            part = dy.at[features]
+            given = plgpu.load(part, layout=layout, optimized=False)
+            (dz,) = pull(given.astype(jnp.float32))
+            part[...] = dz.astype(self.dtype)
 
     def apply_right(self, turn: jax.Array, sums: dict[str, Any]) -> dict[str, Any]:
         """The blocks of K₂: their gradients, and dx."""
@@ -532,12 +657,15 @@ class _Kernel:
         dright = []
         for at, i in enumerate(own):
             x = self.x_block(turn, i)
-            dright.append(
-                [
-                    self.multiply(total, self.h_row(i, run), x.T)
-                    for run, total in enumerate(sums["right"][at])
-                ]
-            )
+            mma = _mma(plan.inner, plan.right.c)
+            rhs = plgpu.load(x.T, layout=self.layout("RHS", mma), optimized=False)
+            totals = []
+            for run, total in enumerate(sums["right"][at]):
+                lhs = plgpu.load(
+                    self.h_row(i, run), layout=self.layout("LHS", mma), optimized=False
+                )
+                totals.append(plgpu.mma(total, lhs, rhs))
+            dright.append(totals)
             # The slab's last journey has to be over before it is written again.
             plgpu.wait_smem_to_gmem(config.out_stages - 1, wait_read_only=True)
             stage = jax.lax.rem(turn * len(own) + at, config.out_stages)
@@ -546,12 +674,13 @@ class _Kernel:
             width = last if plan.batch_first else plan.right.c
             for panel in range(panels):
                 columns = pl.ds(panel * width, width)
-                dx = self.zeros(config.rows, width)
-                for run in range(plan.runs):
-                    weights = self.right_weights(i, run).at[:, columns]
-                    dx = self.multiply(dx, self.h_row(i, run).T, weights)
-                target = out.at[panel] if plan.batch_first else out.at[panel].T
-                target[...] = dx.astype(self.dtype)
+                terms = [
+                    (self.h_row(i, run), self.right_weights(i, run).at[:, columns])
+                    for run in range(plan.runs)
+                ]
+                self.apply(
+                    terms, out.at[panel] if plan.batch_first else out.at[panel].T
+                )
             plgpu.commit_smem()
             block = self.cta * plan.rights + i
             for panel in range(panels):
@@ -569,9 +698,11 @@ class _Kernel:
     def write(self, sums: dict[str, Any]) -> None:
         """Writes this cluster's sums, each warpgroup those of its blocks."""
         plan, at = self.plan, jax.lax.axis_index("cluster")
-        for name in sums.keys() - {"right"}:
-            for k, total in zip(self.own(plan.lefts), sums[name], strict=True):
-                self.sums[name].at[at, self.cta * plan.lefts + k][...] = total
+        for k, total in zip(self.own(plan.lefts), sums["left"], strict=True):
+            self.sums["left"].at[at, self.cta * plan.lefts + k][...] = total
+        warpgroup = self.cta * plan.config.warpgroups + jax.lax.axis_index("wg")
+        for index, total in enumerate(sums.get("bias", [])):
+            self.sums["bias"].at[at, warpgroup, index][...] = total
         for i, totals in zip(self.own(plan.rights), sums["right"], strict=True):
             for run, total in enumerate(totals):
                 block = self.cta * plan.rights + i

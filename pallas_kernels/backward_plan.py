@@ -14,10 +14,15 @@ from pallas_kernels.tiles import MMA_K, Factor, Mma
 
 ITEMSIZE = 2  # Bytes of a number that is multiplied.
 _PAD = 8  # Rows: then neighbouring features are an odd number of 16 bytes apart.
-_MAX_REGISTERS = 255
-_MULTIPROCESSOR_REGISTERS = 65_536
+# Of what `Plan.registers` says, by the warpgroups of a CTA: with more, ptxas spilled.
+_MAX_REGISTERS = {1: 228, 2: 228, 3: 160, 4: 143, 5: 96, 6: 80, 7: 72, 8: 64}
+_AHEAD = 1.75  # The next operands are loaded while some are multiplied.
 _WARPGROUP = 128  # Threads.
+_REGISTER_BYTES = 4
+_ACTIVATED = 1024  # Numbers that an activation is applied to at a time, about.
+_OTHER_REGISTERS = 32  # For addresses and counters.
 CTA_AXIS = "cta"
+MAX_DEPTH = 32  # Of a product whose operands are loaded at a time.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +69,43 @@ class Config:
                 f"Config: ctas must be at least those of a cluster, {self.cluster}; "
                 f"got {self.ctas}"
             )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Product:
+    """Products (m × k)(k × n) of a CTA, one for each of some blocks.
+
+    Attributes:
+      m, n, k: the sizes.
+      number: how many there are for each tile.
+      is_summed: whether they are summed over all tiles, in registers.
+    """
+
+    m: int
+    n: int
+    k: int
+    number: int
+    is_summed: bool = False
+
+    @property
+    def mma(self) -> Mma | None:
+        """The tile, None if there is no such."""
+        return tiles.widest_mma(self.m, self.n)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that the warps read of one product's operands.
+
+        A warp reads what its own sums need: with w warps along m the left operand is
+        read 4 / w times and the right one w times.
+        """
+        assert self.mma is not None
+        w = self.mma.m_warps
+        return ITEMSIZE * self.k * (self.m * 4 // w + self.n * w)
+
+    def loaded(self, depth: int) -> float:
+        """Registers that hold `depth` of the k, in all threads of a warpgroup."""
+        return self.read_bytes * depth / self.k / _REGISTER_BYTES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,6 +256,55 @@ class Plan:
         weights = self.left.num_weights + self.right.num_weights
         return weights // (self.config.cluster * self.config.warpgroups * _WARPGROUP)
 
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """What a CTA multiplies for a tile; without the value before an activation.
+
+        In order: h, dK₁, dh, dK₂, dx.
+        """
+        left, right, rows, inner = self.left, self.right, self.config.rows, self.inner
+        h_rows = self.rights * self.runs
+        return (
+            Product(rows, inner, right.c, h_rows),
+            Product(left.b, left.c, rows, self.lefts, is_summed=True),
+            Product(rows, left.c, left.b, self.lefts),
+            Product(inner, right.c, rows, h_rows, is_summed=True),
+            Product(rows, right.c, inner, h_rows),
+        )
+
+    @property
+    def bias_sums(self) -> tuple[int, int, int]:
+        """A warpgroup's sums for the gradient of the bias, (tiles, b, columns).
+
+        A column is the sum of one of its blocks.
+        """
+        mma = tiles.widest_mma(self.left.b, self.left.c)
+        assert mma is not None
+        blocks = self.lefts // self.config.warpgroups
+        return -(-blocks // mma.n), self.left.b, mma.n
+
+    @property
+    def activated(self) -> int:
+        """Features of a block of z that the activation is applied to at a time.
+
+        Its derivative wants some registers for each number.
+        """
+        return math.gcd(self.left.b, _ACTIVATED // self.config.rows)
+
+    @property
+    def registers(self) -> int:
+        """Registers that a thread needs, roughly."""
+        most = 0.0
+        for product in self.products:
+            m, n, depth = product.m, product.n, product.k
+            if not product.is_summed:
+                most = max(most, m * n + _AHEAD * product.loaded(min(depth, MAX_DEPTH)))
+            else:
+                most = max(most, _AHEAD * product.loaded(depth))
+        bias = math.prod(self.bias_sums) // _WARPGROUP
+        other = _OTHER_REGISTERS + 2 * self.batch_first
+        return self.sums + bias + int(most) // _WARPGROUP + other
+
     def _padded(self, outer: int, inner: int) -> tuple[int, int, int]:
         return outer, inner | 1, self.config.rows + _PAD
 
@@ -274,11 +365,9 @@ def _check(made: Plan) -> None:
                 f"backward: {what} factor, {count}, is not shared out to "
                 f"{config.cluster} CTAs of {config.warpgroups} warpgroups"
             )
-    for m, n, k in (
-        *((rows, inner, right.c), (left.b, rows, left.c), (rows, left.c, left.b)),
-        *((rows, right.c, inner), (left.b, left.c, rows), (inner, right.c, rows)),
-    ):
-        if k % MMA_K or tiles.widest_mma(m, n) is None:
+    for product in (Product(made.activated, rows, left.c, 1), *made.products):
+        if product.k % MMA_K or product.mma is None:
+            m, n, k = product.m, product.n, product.k
             raise NotImplementedError(
                 f"backward: a product ({m} × {k})({k} × {n}) has no tiles of mma.sync"
             )
@@ -304,11 +393,9 @@ def _check(made: Plan) -> None:
             f"backward: {left} and {right} need {made.smem_bytes:,} bytes of shared "
             f"memory with {config}, more than {tiles.SMEM_BYTES:,}"
         )
-    most = min(
-        _MAX_REGISTERS, _MULTIPROCESSOR_REGISTERS // (_WARPGROUP * config.warpgroups)
-    )
-    if made.sums + 32 > most:
+    most = _MAX_REGISTERS[config.warpgroups]
+    if made.registers > most:
         raise NotImplementedError(
-            f"backward: the sums of {left} and {right} take {made.sums} registers of "
-            f"each thread with {config}, too many of {most}"
+            f"backward: {left} and {right} need {made.registers} registers of each "
+            f"thread with {config}, {made.sums} of them for sums; there are {most}"
         )

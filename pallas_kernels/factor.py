@@ -63,9 +63,9 @@ Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the widt
 panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
 float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
 
-What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088, by
-`factor_choice.load` at the default configuration. Predictions: nothing has been timed,
-and the rate of L2 is a guess.
+What binds, as time over the time of HBM, for a = 1, b = c in 16 bits and batch 25,088,
+by `factor_choice.load` at the default configuration. Predictions: nothing has been
+timed, and the rate of L2 is a guess.
 
     b = c                          48     96    128    192    256    512   1024
     d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   3.03
@@ -103,7 +103,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
-from pallas_kernels.blocks import bias_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
@@ -175,7 +174,7 @@ def factor(
     y = _launch(
         compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
         factor_weights.before_launch(w, plan),
-        None if bias is None else _offsets(bias, plan),
+        None if bias is None else factor_weights.bias_before_launch(bias, plan),
         plan,
         activation,
         out,
@@ -226,15 +225,6 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     if plan.transposes and not plan.whole_runs:
         return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
-
-
-def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
-    """The bias as (a·d, b), in the order of the weights, in whole tiles."""
-    padding = plan.feature_tiles * plan.config.features - plan.factor.b
-    blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
-    if plan.interleave > 1:
-        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
-    return blocks
 
 
 def _launch(
@@ -436,7 +426,9 @@ class _Kernel:
 
     def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> list[Any]:
         """A chunk of weights in shared memory, in panels (blocks, features, width)."""
-        return factor_weights.panels(self.w_slab, self.plan, item.feature, chunk, at)
+        return factor_weights.panels(
+            self.w_slab, self.plan, item.block, item.feature, chunk, at
+        )
 
     def release(self, serial: jax.Array) -> None:
         """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
@@ -472,7 +464,9 @@ class _Kernel:
             index = cta + turn * plan.clusters
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
+            index, kept = _divmod(index, config.kept)
             group, tile = _divmod(index, plan.batch_steps)
+            group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
         if config.cluster > 1:
@@ -506,11 +500,14 @@ class _Kernel:
                 self.fetch_weights(item, chunk, at, self.loaded.at[at])
 
     def keep_weights(self, item: _Item, turn: jax.Array) -> None:
-        """Fetches the weights of an item's block, unless they are those at hand."""
+        """Brings the weights of an item's group, unless they are those at hand."""
         plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
-        @pl.when((turn == 0) | (item.block != before.block))
+        def group(item: _Item) -> jax.Array:
+            return jax.lax.div(item.block, plan.kept)
+
+        @pl.when((turn == 0) | (group(item) != group(before)))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":
@@ -760,10 +757,8 @@ class _Kernel:
         """The bias of so many outputs of a block; None if there is none."""
         if self.offsets is None:
             return None
-        return plgpu.load(
-            self.offsets.at[block, pl.ds(feature, length)],
-            layout=self.layout("ACC").reduce(0 if self.plan.vectors_lead else 1),
-            optimized=False,
+        return factor_weights.load_bias(
+            self.offsets, block, feature, length, self.plan, self.layout("ACC")
         )
 
     def epilogue(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:

@@ -76,6 +76,8 @@ class Config:
         warpgroup rows in multiples of 64.
       cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
         fetch; 1 without wgmma or with resident weights.
+      kept: neighbours along d whose weights stay together, as they are together in w;
+        1 unless x is feature-first, d > 1, and weights are resident.
     """
 
     rows: int = 64
@@ -95,6 +97,7 @@ class Config:
     ordered: bool = False
     wgmma: bool = False
     cluster: Literal[1, 2, 4] = 1
+    kept: int = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -306,7 +309,7 @@ class Tiling:
             self.features // s,
             factor.c // s,
             self.weight_width,
-            math.gcd(self.run, s * factor.d),
+            math.gcd(s * self.kept, s * factor.d),
             self.item_in,
         )
 
@@ -319,7 +322,12 @@ class Tiling:
     def slab_weights(self) -> tuple[int, ...]:
         """The same of the weights, (panels, blocks, features, width)."""
         config, width = self.config, self.weight_width
-        return (config.depth // width, config.blocks, config.features, width)
+        return (config.depth // width, self.kept, config.features, width)
+
+    @property
+    def kept(self) -> int:
+        """Blocks whose weights are in shared memory together."""
+        return self.config.blocks * self.config.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -350,6 +358,12 @@ class Tiling:
             features = self.config.features * self.config.blocks
             return (1, self.config.rows, panel(features, self.item_out))
         return (4, self.config.rows, self.config.blocks)
+
+    @property
+    def output_unit(self) -> int:
+        """Outputs in one tile of a warpgroup's mma.sync."""
+        m_warps = self.config.m_warps
+        return 8 * (4 // m_warps) if self.way == "flat" else 16 * m_warps
 
     @property
     def num_sums(self) -> int:
@@ -504,6 +518,13 @@ def misfit(plan: Tiling) -> str | None:
         return "blocks must be 1"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
+    if config.kept > 1 and (
+        not config.resident
+        or d % config.kept
+        or plan.transposes
+        or plan.arrival != "arranged"
+    ):
+        return "kept must be 1, or divide d, with resident weights and feature-first x"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features

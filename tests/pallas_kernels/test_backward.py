@@ -9,7 +9,9 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels.backward import Config, backward
+from pallas_kernels import backward_plan
+from pallas_kernels.backward import Config, backward, default_config
+from pallas_kernels.backward_config import count
 from tests import gpu_interpreter, reference
 
 ONE_CTA = Config(
@@ -74,8 +76,11 @@ def slope(z, activation):
     return (up - down) / (2 * step)
 
 
-@both_layouts
-@pytest.mark.parametrize("config", [ONE_CTA, TWO, FOUR], ids=str)
+@pytest.mark.parametrize(
+    ("config", "axis"),
+    [(ONE_CTA, -1), (ONE_CTA, 0), (TWO, -1), (TWO, 0), (FOUR, -1)],
+    ids=str,
+)
 def test_configurations_and_ragged_batches(config, axis):
     check(MONARCH, batch=104, axis=axis, config=config)
 
@@ -108,7 +113,7 @@ def test_relu():
 
 def test_a_bias_of_16_bits_and_a_batch_below_a_tile():
     bias = reference.draw((512,), "bfloat16", seed=4)
-    check(MONARCH, batch=3, axis=-1, config=TWO, bias=bias)
+    check(MONARCH, batch=3, axis=-1, config=ONE_CTA, bias=bias)
 
 
 def test_the_same_bits_twice():
@@ -165,6 +170,44 @@ def test_what_is_unsupported_is_refused_while_tracing(call, options, reason):
         jax.eval_shape(functools.partial(backward, **options), *call)
 
 
+@both_layouts
+@pytest.mark.parametrize(
+    ("in_features", "out_features"),
+    [(512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1024, 4096)],
+)
+def test_default_configuration_fits(in_features, out_features, axis):
+    shapes = bj.Chain.monarch(in_features, out_features).shapes
+    config = default_config(shapes, "bfloat16", 25_088, axis=axis)
+    made = backward_plan.plan(shapes, config, axis)
+    assert made.smem_bytes <= 232_448
+    # All sums of a cluster are in its registers.
+    weights = sum(a * b * c * d for a, b, c, d in shapes)
+    threads = config.cluster * config.warpgroups * 128
+    assert made.sums * threads >= weights
+
+
+def test_sums_that_no_cluster_holds_are_refused():
+    shapes = bj.Chain.monarch(8192, 8192).shapes
+    with pytest.raises(NotImplementedError, match="no configuration takes"):
+        default_config(shapes, "bfloat16", 25_088)
+
+
+def test_counted_bytes():
+    """By hand, for n = 1024 = 32·32 over four CTAs, features first."""
+    shapes = bj.Chain.monarch(1024, 1024).shapes
+    config = Config(cluster=4, rows=64, warpgroups=4, x_stages=1)
+    traffic = count(backward_plan.plan(shapes, config, 0))
+    assert traffic.hbm == 3 * 2 * 1024
+    assert traffic.peers == 2 * 2 * 1024 * 3 / 4  # h and its gradient.
+    # A (64 × 32)(32 × 32) product is read by four warps along its rows, each its own
+    # rows and all of the weights; a (32 × 64)(64 × 32) one by two by two warps.
+    applied = 2 * (32 * (64 * 1 + 32 * 4) + 64 * 32)
+    summed = 2 * 64 * (32 * 2 + 32 * 2)
+    products = 32 * (3 * applied + 2 * summed) / 64
+    assert traffic.shared == 3 * 2 * 1024 + 2 * 4 * 1024 + products
+    assert traffic.once == 2 * 4 * 2 * 32**3
+
+
 def test_a_dy_that_does_not_fit_is_refused():
     x, factors, _ = arrays(MONARCH)
     dy = jax.ShapeDtypeStruct((32, 256), "bfloat16")
@@ -185,3 +228,17 @@ def test_a_dy_that_does_not_fit_is_refused():
 def test_configurations_that_cannot_be(fields, reason):
     with pytest.raises(ValueError, match=reason):
         Config(**fields)
+
+
+def test_vmap_over_vectors_and_factors():
+    patterns = bj.Chain(MONARCH)
+    xs, dys = (reference.draw((2, 32, 512), "bfloat16", seed) for seed in (1, 2))
+    factors = [reference.draw_factors(patterns, "bfloat16", seed) for seed in (3, 4)]
+    stacked = tuple(np.stack(pair) for pair in zip(*factors, strict=True))
+    function = jax.vmap(functools.partial(backward, config=SMALL))
+    dxs, dfactors, _ = gpu_interpreter.run(function, xs, stacked, dys)
+    for at in range(2):
+        dx, dws = reference.gradients(xs[at], factors[at], dys[at])
+        found = [dxs[at], *(d[at] for d in dfactors)]
+        for one, expected in zip(found, [dx, *dws], strict=True):
+            assert reference.relative_error(one, expected) < tolerance("bfloat16", 2)
