@@ -85,6 +85,7 @@ CASES = (
         launches=1,
     ),
     Case("(96,192,192,4)", batch=25088, dtype="float32", launches=1, reordered=True),
+    Case("(3,264,520,1)", launches=1),  # wgmma, in tiles beyond the ends of blocks.
     # A scatter takes more blocks than a launch can have.
     Case(
         "(4,1024,1024,16)",

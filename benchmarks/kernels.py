@@ -37,7 +37,7 @@ class Kernel:
       checked: chains that it is checked on, as `benchmarks.cases.parse_chain` reads
         them; the first is small, and all epilogues and batches are checked on it.
       grid: for fields of Config, the values worth trying.
-      first: configurations to try before all others.
+      first: configurations to try before all others, by the rule's one.
       is_measured_as_given: whether to measure it on chains that its implementation
         launches another kernel on.
     """
@@ -51,7 +51,7 @@ class Kernel:
     dtypes: tuple[str, ...]
     checked: tuple[str, ...]
     grid: Mapping[str, Sequence[Any]]
-    first: tuple[Any, ...] = ()
+    first: Callable[[Any], tuple[Any, ...]] = lambda by_rule: ()
     is_measured_as_given: bool = False
 
 
@@ -82,6 +82,36 @@ def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> ja
 def _of_one_factor(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> factor.Config:
     (shape,) = shapes
     return factor.default_config(shape, *args, **kwargs)
+
+
+def _other_products() -> tuple[factor.Config, ...]:
+    """For blocks that wgmma multiplies: tiles of it, and mma.sync to compare with.
+
+    Two warpgroups with the largest tile that they have registers for; three, and
+    weights that two CTAs share; resident weights; two CTAs of a multiprocessor, of
+    which one computes while the other stores.
+    """
+    wgmma = factor.Config(
+        *(128, 256, 64),
+        split_rows=2,
+        m_warps=4,
+        stages=4,
+        out_stages=2,
+        wgmma=True,
+    )
+    replace = dataclasses.replace
+    return (
+        wgmma,
+        replace(wgmma, rows=192, split_rows=3, stages=3, cluster=2),
+        replace(wgmma, batch_first=True, resident=True, ordered=True),
+        factor.Config(*(128, 256, 32), split_rows=2, m_warps=1, stages=6),
+        replace(wgmma, rows=192, split_rows=3, stages=3),
+        replace(wgmma, features=128, stages=3, out_stages=1, ctas=264),
+        replace(wgmma, rows=256, features=128),
+        replace(
+            *(wgmma,), rows=256, features=192, split_rows=4, stages=3, out_stages=1
+        ),
+    )
 
 
 KERNELS = {
@@ -131,7 +161,7 @@ KERNELS = {
                 "resident": (0, 1, 2, 3),
             },
             # One CTA with a large tile, or two that hide each other's waiting.
-            first=(
+            first=lambda by_rule: (
                 chain.Config(rows=64, warpgroups=2, stages=2, ctas=132),
                 chain.Config(rows=32, stages=1, ctas=264),
             ),
@@ -156,6 +186,7 @@ KERNELS = {
                 "(1,1024,1024,3)",
                 "(4,1024,256,16)",
                 "(96,192,192,4)",
+                "(3,264,520,1)",
             ),
             grid={
                 "rows": (64, 128, 256),
@@ -169,6 +200,7 @@ KERNELS = {
                 "batch_first": (False, True),
                 "ctas": (132, 264),
             },
+            first=lambda by_rule: _other_products() if by_rule.wgmma else (),
         ),
         Kernel(
             name="radix",
@@ -266,7 +298,7 @@ def candidates(
     by_rule = rule_config(kernel, workload, precision=precision)
 
     nearby = itertools.islice(_nearby(kernel, by_rule), _TRIES * limit)
-    tried = dict.fromkeys([by_rule, *kernel.first, *nearby])
+    tried = dict.fromkeys([by_rule, *kernel.first(by_rule), *nearby])
     fitting = (config for config in tried if _fits(kernel, workload, config, precision))
     return list(itertools.islice(fitting, limit))
 

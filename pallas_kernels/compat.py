@@ -1,5 +1,6 @@
 """What leans on parts of JAX that may change from one version to the next."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax._src import ad_util as _ad_util
 from jax._src import config as _config
 from jax._src.lax.lax import canonicalize_precision as _canonicalize_precision
 from jax._src.pallas.mosaic_gpu import lowering as _lowering
+from jax._src.state.types import ReshapeTransform, TransformedRef
 from jax.experimental.mosaic.gpu import utils as _mgpu_utils
 from jax.experimental.mosaic.gpu.fragmented_array import (
     FragmentedArray,
@@ -177,6 +179,29 @@ def tiled_layout(
     return plgpu.Layout.TILED(
         layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class Untiled(ReshapeTransform):
+    """Takes a tiled ref for rows: the shape is the one that it has without tiles."""
+
+
+def wgmma_sums(shape: tuple[int, int]) -> Any:
+    """float32 sums that wgmma adds to, for `jax.experimental.pallas.run_scoped`."""
+    return plgpu.ACC(shape, jnp.float32)  # type: ignore[attr-defined]
+
+
+def untiled(ref: Any) -> Any:
+    """What wgmma reads, a tiled and swizzled ref, without its tiles, as TMA fills it.
+
+    Where rows are as long as the swizzle, tiles of 8 rows follow one another, and the
+    bytes are those of a ref that is swizzled only. TMA copies to tiles only from arrays
+    that consist of whole ones, and to rows from any, filling up with zeros.
+    """
+    swizzle, _ = ref.transforms
+    rows = Untiled(ref.shape)  # type: ignore[abstract]
+    return TransformedRef(ref.ref, (swizzle, rows))
 
 
 def with_unit_axis(layout: Any) -> Any:

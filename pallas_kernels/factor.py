@@ -3,6 +3,7 @@
     x in HBM ──TMA──▶ slab ──────────ldmatrix──────────▶ registers ─┐
                        └▶ turned buffer ──ldmatrix.trans─▶    "     ├─ mma.sync, f32
     weights (L2) ──TMA──▶ slab ──────ldmatrix──────────▶ registers ─┘  sums
+    large blocks of 16 bits: both slabs ─────────────────────── wgmma ───┤
                                                                          │ bias,
     y in HBM ◀──TMA── slab ◀──────── stmatrix ◀──────────────────────────┤ activation,
                        └◀ transposed ◀─ turned buffer ◀── stmatrix ◀─────┘ rounding
@@ -21,6 +22,18 @@ bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
 registers when they become operands; any other x goes through the turned buffer in
 pieces.
 
+Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and
+multiplied as they were fetched: it reads both operands where TMA put them, x with the
+vectors or the features in order, so that all registers are left for sums, of 64 × 256
+for each of two or three warpgroups. Products of a chunk run on while the next one is
+waited for; a stage is free once those of the chunk after it are queued up. Sums leave
+by way of a slab for 64 outputs, in turns. Weights that are not resident are shared by
+the two or four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a
+part of a chunk and sends it to all. So a stage is fetched anew only when all warpgroups
+of the cluster have told all of its CTAs that they are done with it, by a barrier that
+takes as many arrivals. All CTAs take as many chunks, and wait for whatever is sent to
+them, data or arrivals, so that none leaves before.
+
 Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
 already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
 where that loses, XLA writes w in order before the launch: see `factor_weights`.
@@ -32,46 +45,54 @@ T = ⌈b / features⌉:
 
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
-    L2     s·(T·c + b) + s·b·c / rows; nearly no weights if they are resident. Runs of
-           8 neighbours (16 bytes of 32-byte sectors) count x twice.
+    L2     s·(T·c + b) + s·b·c / (rows·cluster); nearly no weights if they are
+           resident. Runs of 8 neighbours (16 bytes of 32-byte sectors) count x twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
-           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
+           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result). wgmma
+           reads x split_features times, and weights once for each 64 vectors:
+           s·(c·T·split_features + b·c / 64).
 
-Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y, and where the
-turned buffer is used about 2p·rows·depth·blocks for each of its slots and
-2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y (with wgmma 8 KB
+for each warpgroup and out_stage), and where the turned buffer is used about
+2p·rows·depth·blocks for each of its slots and 2·rows·features·blocks (threefold for a
+float32 result); see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
 panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
 float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
 
-What binds, as time over the time of HBM, for a = 16, b = c in 16 bits and batch 25,088,
+What binds, as time over the time of HBM, for a = 1, b = c in 16 bits and batch 25,088,
 by `factor_choice.load` at the default configuration. Predictions: nothing has been
 timed, and the rate of L2 is a guess.
 
-    b = c                           48     96    192    256    512   1024
-    d = 1, feature-last   L2      1.02   1.00   0.88   1.22   2.88   5.77
-                          SMEM    0.37   0.52   0.87   1.36   1.81   3.58
-                          mma     0.22   0.44   0.88   1.17   2.35   4.84
-    d = 4, feature-first  L2      0.81   0.81   0.83   1.23   2.75   5.09
-                          SMEM    0.37   0.52   0.87   1.35   1.81   3.45
-    d = 4, feature-last   L2      1.06   0.80   2.37   2.76   5.11   9.80
-                          SMEM    1.21   1.17   2.04   1.97   3.61   6.90
-    d = 16, feature-last  L2      1.19   2.55   3.92   5.09   9.78  19.16
-                          SMEM    0.89   1.47   2.10   2.70   5.10   9.88
+    b = c                          48     96    128    192    256    512   1024
+    d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   3.03
+                          SMEM   0.37   0.51   0.49   0.59   0.71   1.26   2.37
+                          mma    0.22   0.44   0.35   0.53   0.70   1.41   2.82
+    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.58   2.79
+                          SMEM   0.37   0.52   0.49   0.59   0.76   1.37   2.60
+                          mma    0.22   0.44   0.35   0.53   0.70   1.54   2.84
+    d = 4, feature-last   L2     1.15   0.99   1.97   2.37   2.76   5.13   9.87
+                          SMEM   1.21   1.17   1.51   2.04   1.97   3.63   6.96
+    d = 16, feature-last  L2     1.29   2.57   2.76   3.95   5.13   9.87  19.35
+                          SMEM   0.89   1.47   1.51   2.12   2.72   5.14   9.98
 
-So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
-share the registers, tiles get small, and from about 256 × 256 for d = 4, 128 × 128 for
-larger d, x and weights are read from L2 so often that two transposes in HBM, three
-times the floor in all, should cost less. Multicast to a cluster is the remedy. wgmma,
-which reads its operands once per warpgroup, should gain a third at 256 × 256; from 512
-on L2 binds first, so multicast has to come before it.
+So up to blocks of 256 HBM binds, and from 512 on L2 and the tensor cores alike. With
+mma.sync alone the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and
+5.1 to 5.8 for 1024: it reads shared memory twice as often and leaves fewer registers
+for sums. With wgmma but without clusters L2 is at 1.3, 2.2 and 4.1, as x is read for
+each 256 outputs and weights for each 192 vectors.
+
+Where x has to be turned, sums of several blocks share the registers, tiles get small,
+and from about 256 × 256 for d = 4, 128 × 128 for larger d, x and weights are read from
+L2 so often that two transposes in HBM, three times the floor in all, should cost less.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -84,10 +105,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
-from pallas_kernels.factor_tiles import Config, Tiling, tiling
+from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
 from pallas_kernels.slabs import slab
 
 __all__ = ["Config", "default_config", "factor"]
+
+
+_EPILOGUE_STEP = 16  # Outputs that wgmma's sums are finished for at a time.
 
 
 def factor(
@@ -220,16 +244,25 @@ def _launch(
         return plgpu.SMEM((count, *plan.turned(features)), dtype)
 
     scratch = {
-        "x_slab": slab((config.stages, *plan.slab_in), x.dtype),
-        "w_slab": slab((plan.weight_stages, *plan.slab_weights), x.dtype),
+        "x_slab": slab((config.stages, *plan.slab_in), x.dtype, tiled=config.wgmma),
+        "w_slab": slab(
+            (plan.weight_stages, *plan.slab_weights), x.dtype, tiled=config.wgmma
+        ),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
         ),
-        "free": plgpu.Barrier(
-            num_arrivals=config.warpgroups, num_barriers=config.stages
-        ),
     }
+    if config.cluster > 1:
+        scratch["free"] = plgpu.ClusterBarrier(
+            collective_axes=("peer",),
+            num_arrivals=config.warpgroups,
+            num_barriers=config.stages,
+        )
+    elif config.warpgroups > 1:
+        scratch["free"] = plgpu.Barrier(
+            num_arrivals=config.warpgroups, num_barriers=config.stages
+        )
     if config.resident and plan.arrival != "arranged":
         scratch["w_loaded"] = plgpu.Barrier(
             num_arrivals=plan.weight_stages * _num_weight_copies(plan)
@@ -256,8 +289,10 @@ def _launch(
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
-        grid=(plan.ctas,),
+        grid=(plan.clusters,),
         grid_names=("cta",),
+        cluster=(config.cluster,) if config.cluster > 1 else (),
+        cluster_names=("peer",) if config.cluster > 1 else (),
         num_threads=config.warpgroups,
         thread_name="wg",
     )(*operands)
@@ -299,7 +334,7 @@ class _Kernel:
     w_slab: Any
     y_slab: Any
     loaded: Any
-    free: Any
+    free: Any = None
     turned: Any = None
     turned_out: Any = None
     phase: Any = None
@@ -308,41 +343,19 @@ class _Kernel:
     def run(self) -> None:
         """Takes items until there are none left."""
         plan, config = self.plan, self.plan.config
-        lag = self.lag
         mine = self.mine()
-        for serial in range(config.stages - lag):
+        for serial in range(config.stages - self.lag):
             self.fetch(jnp.int32(serial))
         if plan.arrival == "arranged":
-            factor_weights.clear(self.w_slab, plan, self.deal)
+            factor_weights.clear(self.untiled(self.w_slab), plan, self.deal)
 
         def take_item(turn: jax.Array, carry: None) -> None:
             item = self.item_of(turn)
             if config.resident:
                 self.keep_weights(item, turn)
 
-            def take_chunk(chunk: jax.Array, sums: Any) -> Any:
-                serial = turn * plan.chunks + chunk
-                at = jax.lax.rem(serial, config.stages)
-                plgpu.barrier_wait(self.loaded.at[at])
-                if plan.way == "turned":
-                    if config.slots == 1:
-                        self.meet()  # Nobody reads the chunk before any more.
-                    self.turn(serial, at)
-                    self.meet()
-                panels = factor_weights.panels(
-                    self.w_slab, plan, item.block, item.feature, chunk, at
-                )
-                sums = self.multiply(serial, at, panels, sums)
-                # TMA may overwrite what was just read.
-                plgpu.commit_smem()
-                if config.warpgroups > 1:
-                    wanted = serial + config.stages < mine * plan.chunks
-                    pl.when(wanted)(lambda: plgpu.barrier_arrive(self.free.at[at]))
-                self.fetch(serial + config.stages - lag)
-                return sums
-
-            sums = jax.lax.fori_loop(0, plan.chunks, take_chunk, self.zeros())
-            self.finish(item, turn, sums)
+            add_up = self.add_up_wgmma if config.wgmma else self.add_up
+            self.finish(item, turn, add_up(item, turn))
             return carry
 
         jax.lax.fori_loop(0, mine, take_item, None)
@@ -356,7 +369,79 @@ class _Kernel:
         there are more, which the others have mostly left, so that it need not wait.
         """
         config = self.plan.config
+        if config.wgmma:  # The products of a chunk are finished with the next one's.
+            return 1
         return 1 if config.warpgroups > 1 and config.stages > 1 else 0
+
+    def add_up(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
+        """Sums over an item's chunks: for each block, for each panel of vectors."""
+        plan, config = self.plan, self.plan.config
+
+        def take_chunk(chunk: jax.Array, sums: Any) -> Any:
+            serial = turn * plan.chunks + chunk
+            at = jax.lax.rem(serial, config.stages)
+            plgpu.barrier_wait(self.loaded.at[at])
+            if plan.way == "turned":
+                if config.slots == 1:
+                    self.meet()  # Nobody reads the chunk before any more.
+                self.turn(serial, at)
+                self.meet()
+            panels = self.weights(item, chunk, at)
+            sums = self.multiply(serial, at, panels, sums)
+            plgpu.commit_smem()  # TMA may overwrite what was just read.
+            self.release(serial)
+            self.fetch(serial + config.stages - self.lag)
+            return sums
+
+        sums: list[list[jax.Array]] = jax.lax.fori_loop(
+            0, plan.chunks, take_chunk, self.zeros()
+        )
+        return sums
+
+    def add_up_wgmma(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
+        """The same by wgmma, for each panel of 64 vectors.
+
+        The products of a chunk run on while the next chunk is waited for, and its
+        products are queued up behind them. Only then is it known that those of the
+        chunk before are finished, and its stage may be fetched anew.
+        """
+        plan, config = self.plan, self.plan.config
+
+        def take_item(*sums: Any) -> list[jax.Array]:
+            def take_chunk(chunk: jax.Array, carry: None) -> None:
+                serial = turn * plan.chunks + chunk
+                at = jax.lax.rem(serial, config.stages)
+                plgpu.barrier_wait(self.loaded.at[at])
+                panels = self.weights(item, chunk, at)
+                plgpu.wgmma_wait(self.start_products(at, panels, sums))
+                self.release(serial - 1)
+                self.fetch(serial - 1 + config.stages)
+                return carry
+
+            jax.lax.fori_loop(0, plan.chunks, take_chunk, None)
+            return [one[...] for one in sums]  # Waits for all products.
+
+        one = compat.wgmma_sums((WGMMA_ROWS, plan.features))
+        return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
+
+    def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> list[Any]:
+        """A chunk of weights in shared memory, in panels (blocks, features, width)."""
+        return factor_weights.panels(
+            self.w_slab, self.plan, item.block, item.feature, chunk, at
+        )
+
+    def release(self, serial: jax.Array) -> None:
+        """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
+        plan, config = self.plan, self.plan.config
+        if self.free is None:
+            return
+        wanted = serial + config.stages < self.mine() * plan.chunks
+
+        @pl.when((serial >= 0) & wanted)
+        def _() -> None:
+            if config.cluster > 1:  # One thread speaks for all: wait for the others.
+                plgpu.commit_smem()
+            plgpu.barrier_arrive(self.free.at[jax.lax.rem(serial, config.stages)])
 
     def meet(self) -> None:
         """Waits for the CTA's other warpgroups."""
@@ -366,24 +451,26 @@ class _Kernel:
 
     def mine(self) -> jax.Array:
         """How many items this CTA takes."""
-        each, more = divmod(self.plan.items, self.plan.ctas)
+        each, more = divmod(self.plan.items, self.plan.clusters)
         return each + (jax.lax.axis_index("cta") < more).astype(jnp.int32)
 
     def item_of(self, turn: jax.Array) -> _Item:
         plan, config = self.plan, self.plan.config
         cta = jax.lax.axis_index("cta")
         if config.resident:  # A run of items, most of them of one block.
-            each, more = divmod(plan.items, plan.ctas)
+            each, more = divmod(plan.items, plan.clusters)
             index = cta * each + jnp.minimum(cta, more) + turn
         else:
-            index = cta + turn * plan.ctas
+            index = cta + turn * plan.clusters
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
             index, kept = _divmod(index, config.kept)
-            group, tile = _divmod(index, plan.batch_tiles)
+            group, tile = _divmod(index, plan.batch_steps)
             group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
+        if config.cluster > 1:
+            tile = tile * config.cluster + jax.lax.axis_index("peer")
         return _Item(
             group * config.blocks, feature * config.features, tile * config.rows
         )
@@ -404,7 +491,7 @@ class _Kernel:
 
         @pl.when((turn < self.mine()) & (jax.lax.axis_index("wg") == 0))
         def _() -> None:
-            if config.warpgroups > 1:
+            if self.free is not None:
                 used = serial >= config.stages
                 pl.when(used)(lambda: plgpu.barrier_wait(self.free.at[at]))
             item = self.item_of(turn)
@@ -424,7 +511,10 @@ class _Kernel:
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":
-                factor_weights.arrange(self.w, item.block, self.w_slab, plan, self.deal)
+                slab = self.untiled(self.w_slab)
+                factor_weights.arrange(self.w, item.block, slab, plan, self.deal)
+                if plan.config.wgmma:  # It reads as TMA does, not as threads do.
+                    plgpu.commit_smem()
                 self.meet()
                 return
 
@@ -442,7 +532,7 @@ class _Kernel:
     def fetch_x(self, item: _Item, depth: jax.Array, at: jax.Array) -> None:
         plan, config = self.plan, self.plan.config
         i, k = _divmod(item.block, plan.factor.d)
-        slab, loaded = self.x_slab.at[at], self.loaded.at[at]
+        slab, loaded = self.untiled(self.x_slab).at[at], self.loaded.at[at]
         panels, _, width = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
         if plan.transposes and not plan.whole_runs:
@@ -473,7 +563,17 @@ class _Kernel:
                 pl.ds(item.feature, features),
                 pl.ds(depth + p * width, width),
             ]
-            plgpu.copy_gmem_to_smem(source, self.w_slab.at[at, p], loaded)
+            target = self.untiled(self.w_slab).at[at, p]
+            plgpu.copy_gmem_to_smem(
+                source,
+                target,
+                loaded,
+                collective_axes="peer" if plan.config.cluster > 1 else None,
+            )
+
+    def untiled(self, slab: Any) -> Any:
+        """A slab of x or of weights as rows, for others than wgmma."""
+        return compat.untiled(slab) if self.plan.config.wgmma else slab
 
     def zeros(self) -> list[list[jax.Array]]:
         """Sums: for each block of the warpgroup, for each panel of vectors."""
@@ -576,6 +676,29 @@ class _Kernel:
                             one[m] = plgpu.mma(one[m], weights[j], parts[i])
         return sums
 
+    def start_products(
+        self, at: jax.Array, panels: list[Any], sums: Sequence[Any]
+    ) -> int:
+        """Has wgmma add the products of a chunk to the sums; counts what it started.
+
+        Sums are of 64 vectors each. Both operands stay where TMA put them: x has the
+        vectors in its first axis, or features first and is read transposed.
+        """
+        plan = self.plan
+        _, feature, row = self.parts()
+        width = plan.weight_width
+        for p, panel in enumerate(panels):
+            weights = panel.at[0, pl.ds(feature, plan.features)].T
+            for m, one in enumerate(sums):
+                first = row + m * WGMMA_ROWS
+                if plan.feature_first:
+                    vectors = jax.lax.div(first, WGMMA_ROWS)
+                    x = self.x_slab.at[at, vectors, pl.ds(p * width, width)].T
+                else:
+                    x = self.x_slab.at[at, p, pl.ds(first, WGMMA_ROWS)]
+                plgpu.wgmma(one, x, weights)
+        return len(panels) * len(sums)
+
     def inputs(
         self, at: jax.Array, depth: int, length: int
     ) -> list[tuple[int, Sequence[jax.Array]]]:
@@ -613,14 +736,16 @@ class _Kernel:
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
         """Applies the epilogue to the sums and sends them to y."""
+        if self.plan.config.wgmma:
+            self.send_parts(item, turn, sums[0])
+            return
         block, feature, _ = self.parts()
-        values = [
-            [
-                self.epilogue(one, item.block + block + n, item.feature + feature)
-                for one in panels
-            ]
-            for n, panels in enumerate(sums)
-        ]
+        values = []
+        for n, panels in enumerate(sums):
+            offsets = self.load_offsets(
+                item.block + block + n, item.feature + feature, self.plan.features
+            )
+            values.append([self.epilogue(one, offsets) for one in panels])
         if self.plan.transposes:
             self.turn_back(values)
             self.meet()
@@ -628,16 +753,20 @@ class _Kernel:
         else:
             self.send(item, turn, values[0])
 
-    def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
-        if self.offsets is not None:
-            layout = self.layout("ACC")
-            offsets = factor_weights.load_bias(
-                self.offsets, block, feature, self.plan, layout
-            )
-            along = 1 if self.plan.way == "flat" else 0
+    def load_offsets(self, block: Any, feature: jax.Array, length: int) -> Any:
+        """The bias of so many outputs of a block; None if there is none."""
+        if self.offsets is None:
+            return None
+        return factor_weights.load_bias(
+            self.offsets, block, feature, length, self.plan, self.layout("ACC")
+        )
+
+    def epilogue(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:
+        if offsets is not None:
+            outputs = 1 if self.plan.vectors_lead else 0
             # Which of several layouts it has is not clear from the reduced one.
-            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (along,))
-            sums = sums + plgpu.layout_cast(wide, layout)
+            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (outputs,))
+            sums = sums + plgpu.layout_cast(wide, self.layout("ACC"))
         return activate(sums, self.activation)
 
     def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:
@@ -665,6 +794,45 @@ class _Kernel:
                     i, pl.ds(start, plan.features), k, pl.ds(first + p * width, width)
                 ]
             plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
+
+    def send_parts(
+        self, item: _Item, turn: jax.Array, sums: Sequence[jax.Array]
+    ) -> None:
+        """Sends wgmma's sums part by part, lest shared memory hold them all."""
+        plan = self.plan
+        _, feature, row = self.parts()
+        i, k = _divmod(item.block, plan.factor.d)
+        width = plan.slab_out[1 if plan.feature_first else 2]
+        per_panel = plan.features // width
+        for m, q in itertools.product(range(len(sums)), range(per_panel)):
+            part = sums[m][:, q * width : (q + 1) * width]
+            start = item.feature + feature + q * width
+            part = self.finish_part(part, self.load_offsets(item.block, start, width))
+            slab = self.slab((turn * len(sums) + m) * per_panel + q).at[0]
+            rows = pl.ds(item.row + row + m * WGMMA_ROWS, WGMMA_ROWS)
+            if plan.feature_first:
+                slab.T[...] = part
+                target = self.y.at[i, pl.ds(start, width), k, rows]
+            else:
+                slab[...] = part
+                target = self.y.at[rows, i, pl.ds(start, width)]
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(slab, target)
+
+    def finish_part(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:
+        """Applies the epilogue and rounds, with few registers beside the sums'."""
+        step = math.gcd(_EPILOGUE_STEP, sums.shape[1])
+        # Always true, but not to the compiler: it would work on all steps at once.
+        here = jax.lax.axis_index("wg") < self.plan.config.warpgroups
+        parts = []
+        for start in range(0, sums.shape[1], step):
+            outputs = slice(start, start + step)
+            finish = functools.partial(
+                self.epilogue, offsets=None if offsets is None else offsets[outputs]
+            )
+            part = jax.lax.cond(here, finish, lambda part: part, sums[:, outputs])
+            parts.append(part.astype(self.y.dtype))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def slab(self, serial: jax.Array) -> Any:
         """A slab of y that this warpgroup may write."""

@@ -14,6 +14,7 @@ from typing import Literal
 from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
+    WGMMA_ROWS,
     Config,
     Tiling,
     Way,
@@ -31,7 +32,7 @@ class Load:
       hbm: x and y, once.
       l2: x once per tile of outputs, and weights once per item.
       smem: every pass over shared memory.
-      mma: products of padded blocks by mma.sync.
+      mma: products of padded blocks by the tensor cores.
     """
 
     hbm: float
@@ -58,9 +59,12 @@ def load(plan: Tiling) -> Load:
     x = rows * depth * blocks * plan.item_in
     y = rows * features * blocks * plan.item_out
     weights = features * depth * blocks * plan.item_in
-    # Warps that share rows of the product each load all of the other operand.
+    # Warps that share rows of the product each load all of the other operand. wgmma
+    # reads 64 rows at a time and the other operand for them all.
     vertical, horizontal = config.m_warps, 4 // config.m_warps
-    if plan.way == "flat":
+    if config.wgmma:
+        by_row, by_feature = config.split_features, rows // WGMMA_ROWS
+    elif plan.way == "flat":
         by_row = horizontal * config.split_features
         by_feature = vertical * config.split_rows
     else:
@@ -82,14 +86,14 @@ def load(plan: Tiling) -> Load:
         * factor.num_blocks
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
-    fetched: float = weights
+    fetched: float = weights / config.cluster
     if config.resident:
         fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
     narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
-    rounds = -(-plan.items // plan.ctas) * plan.ctas
-    mma = _MMA_SHARE * H200.matmul
+    rounds = -(-plan.items // plan.clusters) * plan.ctas
+    mma = H200.matmul * (1 if config.wgmma else _MMA_SHARE)
     return Load(
         hbm=hbm / H200.hbm,
         l2=rounds * (x * narrow + fetched + y) / H200.l2,
@@ -141,6 +145,10 @@ _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MAX_STAGES = 6
 _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
+# CTAs that run at once, by the size of a cluster, which is of one group of 16 or 18
+# multiprocessors. One cluster more would run after all others.
+_AT_ONCE = {1: H200.multiprocessors, 2: H200.multiprocessors, 4: 128}
+_WGMMA_FROM = 128 * 128  # Entries of a block; below, the products take little time.
 
 
 @functools.cache
@@ -165,10 +173,11 @@ def best_config(
     walk = factor.num_weights * item_in > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
-    for draft in _candidates(factor, way, feature_first=feature_first):
-        config = dataclasses.replace(
-            draft, stages=1, batch_first=walk or draft.resident
-        )
+    drafts = _candidates(factor, way, feature_first=feature_first)
+    if way != "turned" and item_in == 2:
+        drafts = itertools.chain(drafts, _wgmma_candidates(factor))
+    for draft in drafts:
+        config = dataclasses.replace(draft, batch_first=walk or draft.resident)
         plan = Tiling(
             factor, config, way, batch, feature_first, item_in, item_out, pieces
         )
@@ -178,13 +187,14 @@ def best_config(
         if plan.registers > _REGISTERS[config.warpgroups]:
             continue
         room = (tiles.SMEM_BYTES - plan.smem_bytes) // plan.stage_bytes
-        stages = min(1 + room, _MAX_STAGES)
+        stages = min(config.stages + room, _MAX_STAGES)
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        if _fits_twice(plan):
-            config = dataclasses.replace(plan.config, ctas=2 * H200.multiprocessors)
-            plan = dataclasses.replace(plan, config=config)
+        ctas = _AT_ONCE[config.cluster] * (2 if _fits_twice(plan) else 1)
+        plan = dataclasses.replace(
+            plan, config=dataclasses.replace(plan.config, ctas=ctas)
+        )
         key = _rank(plan)
         if best is None or key < best[0]:
             best = (key, plan.config)
@@ -209,8 +219,11 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
-    rounds = -(-plan.items // (H200.multiprocessors * per_sm))
+    tiles_of_all = plan.items * config.cluster
+    rounds = -(-tiles_of_all // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
+    if config.cluster > 1:
+        meetings += 1
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     overlap = 0.2 * (needs.l2 + needs.smem)
     total = busy + waiting + overlap + meeting + preparation(plan)
@@ -276,7 +289,43 @@ def _candidates(
                 split_features=split[1],
                 split_blocks=split[2],
                 m_warps=m_warps,
+                stages=1,
                 slots=slots,
                 resident=resident,
                 kept=kept,
+            )
+
+
+def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
+    """The same for wgmma, which reads shared memory less often and loads nothing."""
+    if factor.b * factor.c < _WGMMA_FROM:
+        return
+    units = -(-factor.b // 16) * 16
+    features = {
+        n for n in (64, 128, 192, 256, units) if n <= min(units, tiles.MAX_COPY)
+    }
+    splits = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3)]
+    # Resident, ordered, shared by a cluster.
+    weights: list[tuple[bool, bool, Literal[1, 2, 4]]]
+    weights = [(False, False, cluster) for cluster in (1, 2, 4)]
+    weights += [(True, ordered, 1) for ordered in (False, True)[: min(factor.d, 2)]]
+    for rows, feature, depth, split, (resident, ordered, cluster) in itertools.product(
+        (64, 128, 192, 256), sorted(features), (64, 128), splits, weights
+    ):
+        fits = rows * feature <= 128 * _MAX_SUMS * math.prod(split)
+        whole = rows % (WGMMA_ROWS * split[0]) == 0 and feature % (16 * split[1]) == 0
+        if fits and whole:
+            yield Config(
+                rows=rows,
+                features=feature,
+                depth=depth,
+                split_rows=split[0],
+                split_features=split[1],
+                m_warps=4,
+                stages=2,
+                out_stages=2,
+                resident=resident,
+                ordered=ordered,
+                wgmma=True,
+                cluster=cluster,
             )

@@ -8,7 +8,8 @@ tensor core, and from it to y:
 *flat*     feature-last, d = 1: blocks are runs of features. Vectors are the rows of
            the product, x the left operand.
 *columns*  feature-first, 16 bits: a block is a slice with the batch contiguous.
-           Outputs are the rows of the product, x the right operand.
+           Outputs are the rows of the product, x the right operand; with wgmma, which
+           reads either operand in either order, it is as in *flat*.
 *turned*   everything else is first brought into that form in shared memory: of a
            feature-last x with d > 1 a run of neighbouring features is transposed, and
            float32 is split into bfloat16 pieces on the way.
@@ -41,6 +42,7 @@ Way = Literal["flat", "columns", "turned"]
 Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
+WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -66,6 +68,14 @@ class Config:
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
         CTA walks through the batch; needs batch_first.
+      ordered: whether XLA puts resident weights of d > 1 in order before the launch,
+        as it does those that are not resident, rather than each CTA for itself.
+      wgmma: whether warpgroups multiply what lies in shared memory, rather than warps
+        what they have loaded into registers; for flat and columns in 16 bits. Wants
+        m_warps = 4, two stages or more, a depth in multiples of 64, and for each
+        warpgroup rows in multiples of 64.
+      cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
+        fetch; 1 without wgmma or with resident weights.
       kept: neighbours along d whose weights stay together, as they are together in w;
         1 unless x is feature-first, d > 1, and weights are resident.
     """
@@ -84,6 +94,9 @@ class Config:
     ctas: int = 132
     batch_first: bool = False
     resident: bool = False
+    ordered: bool = False
+    wgmma: bool = False
+    cluster: Literal[1, 2, 4] = 1
     kept: int = 1
 
     def __post_init__(self) -> None:
@@ -114,6 +127,32 @@ class Config:
                     f"Config: {whole} must be a multiple of split_{whole} = {parts}, "
                     f"got {value}"
                 )
+        if self.cluster not in (1, 2, 4):
+            raise ValueError(f"Config: cluster must be 1, 2 or 4, got {self.cluster}")
+        if self.cluster > 1 and (self.resident or not self.wgmma):
+            raise ValueError(
+                f"Config: cluster must be 1 without wgmma, and with resident weights, "
+                f"got {self.cluster}"
+            )
+        if self.wgmma:
+            self._check_wgmma()
+
+    def _check_wgmma(self) -> None:
+        rows = self.rows // self.split_rows
+        for holds, rule in (
+            (self.m_warps == 4, f"m_warps must be 4, got {self.m_warps}"),
+            (self.stages > 1, f"stages must be 2 or more, got {self.stages}"),
+            (
+                self.depth % WGMMA_ROWS == 0,
+                f"depth must be a multiple of {WGMMA_ROWS}, got {self.depth}",
+            ),
+            (
+                rows % WGMMA_ROWS == 0,
+                f"rows / split_rows must be a multiple of {WGMMA_ROWS}, got {rows}",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"Config: with wgmma, {rule}")
 
     @property
     def warpgroups(self) -> int:
@@ -148,6 +187,11 @@ class Tiling:
     def transposes(self) -> bool:
         """Whether the turned buffer holds a transpose of what was fetched."""
         return self.way == "turned" and not self.feature_first
+
+    @property
+    def vectors_lead(self) -> bool:
+        """Whether vectors, not outputs, are the rows of the product."""
+        return self.way == "flat" or self.config.wgmma
 
     @property
     def whole_runs(self) -> bool:
@@ -189,19 +233,29 @@ class Tiling:
         return -(-self.batch // self.config.rows)
 
     @property
+    def batch_steps(self) -> int:
+        """Runs of tiles of vectors, as many as a cluster has CTAs."""
+        return -(-self.batch_tiles // self.config.cluster)
+
+    @property
     def groups(self) -> int:
         """Groups of blocks that are taken together."""
         return self.factor.num_blocks // self.config.blocks
 
     @property
     def items(self) -> int:
-        """Items of work."""
-        return self.groups * self.batch_tiles * self.feature_tiles
+        """Items of work, each of as many tiles as a cluster has CTAs."""
+        return self.groups * self.batch_steps * self.feature_tiles
 
     @property
     def ctas(self) -> int:
         """CTAs that are launched."""
-        return min(self.config.ctas, self.items)
+        return self.clusters * self.config.cluster
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that they form."""
+        return min(max(1, self.config.ctas // self.config.cluster), self.items)
 
     @property
     def rows(self) -> int:
@@ -241,7 +295,8 @@ class Tiling:
         merged = factor.merged_a * factor.merged_d > 1
         if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
             return "fetched"
-        if self.config.resident and not merged and self.units is not None:
+        by_cta = self.config.resident and not self.config.ordered
+        if by_cta and not merged and self.units is not None:
             return "arranged"
         return "ordered"
 
@@ -289,6 +344,10 @@ class Tiling:
     @property
     def slab_out(self) -> tuple[int, ...]:
         """The same of what a warpgroup sends to y at a time."""
+        if self.config.wgmma:
+            if self.feature_first:
+                return (1, math.gcd(self.features, WGMMA_ROWS), WGMMA_ROWS)
+            return (1, WGMMA_ROWS, panel(self.features, self.item_out))
         if self.way == "flat":
             width = panel(self.features, self.item_out)
             return (self.features // width, self.rows, width)
@@ -314,6 +373,8 @@ class Tiling:
     @property
     def registers(self) -> int:
         """Registers per thread that sums and the operands of a chunk take, at most."""
+        if self.config.wgmma:
+            return self.num_sums
         width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
         if self.way == "flat":
@@ -443,6 +504,11 @@ def tiling(
 def misfit(plan: Tiling) -> str | None:
     """Why a configuration does not fit, or None if it does."""
     config, d = plan.config, plan.factor.d
+    if config.wgmma:
+        if plan.way == "turned" or plan.item_in != 2:
+            return "wgmma is for 16 bits, and d = 1 or a feature-first x"
+        if plan.feature_first and plan.item_out == 4:
+            return "wgmma is for a result of 16 bits, if features come first"
     if plan.transposes:
         if config.blocks != d and (d % config.blocks or config.blocks not in (8, 16)):
             return f"blocks must be {d}, or 8 or 16 if that divides it"
@@ -462,7 +528,7 @@ def misfit(plan: Tiling) -> str | None:
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features
-    if plan.way == "flat":
+    if plan.vectors_lead:
         if rows % m_unit or features % n_unit:
             return (
                 f"rows and features of a warpgroup must be multiples of {m_unit} and "

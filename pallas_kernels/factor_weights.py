@@ -25,11 +25,11 @@ with arranged weights, as a multiple of what it takes with ordered ones.
     (1, 64, 64, 16)    last     24  (0.5)   4.8  (1.6)   3.1  (3.1)   [0.97 (0.90)]
                        first                4.1  (1.6)   3.1  (3.1)   [1.04 (0.83)]
     (1, 128, 128, 4)   last     12  (0.2)   6.4  (4.0)   3.1  (3.1)   [2.01 (1.63)]
-                       first                4.1  (1.0)   3.1  (3.1)   [1.07 (0.49)]
+                       first                4.1  (1.0)   3.1  (3.1)   [1.12 (0.50)]
     (1, 128, 128, 16)  last     48  (1.0)   no room      3.2  (3.2)
-                       first               15.0  (3.9)   3.2  (3.2)   [1.21 (1.76)]
+                       first               15.0  (3.9)   3.2  (3.2)   [1.27 (1.81)]
     (96, 192, 192, 4)  last   1721   (35)   no room       16   (16)
-                       first                 37   (34)    16   (16)   [0.86 (1.44)]
+                       first                 34   (34)    16   (16)   [1.01 (1.64)]
     (4, 1024, 1024, 16)       1530   (31)   no room       65   (65)
 
 A copy of w has to gain 5 % to be worth its memory. So blocks up to about 48 × 48 are
@@ -47,7 +47,7 @@ them, of which a warpgroup stores one at a time between two barriers. For radix-
 should take about as long as the launch.
 
 The bias is read where it is, by tiles of the tensor core, unless b is no multiple of
-these: then XLA pads it.
+these: then XLA pads it. For wgmma XLA puts it in the order of the blocks.
 """
 
 import itertools
@@ -61,7 +61,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, compat
 from pallas_kernels.arrangement import Units
-from pallas_kernels.blocks import weight_blocks
+from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.factor_tiles import Tiling
 
 # Deals units of work out to the warpgroups.
@@ -112,8 +112,11 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     """The bias as the kernel gets it, (a, b/s, s, d); padded where it has to be.
 
     Outputs of a block are read in runs of what one tile of the tensor core has. None
-    may reach beyond the bias.
+    may reach beyond the bias. For wgmma it is (a·d, b), in whole tiles.
     """
+    if plan.config.wgmma:
+        more = plan.feature_tiles * plan.config.features - plan.factor.b
+        return jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, more)))
     a, b, d, s = plan.factor.a, plan.factor.b, plan.factor.d, plan.interleave
     if bias.dtype.name not in arguments.DTYPES:
         bias = bias.astype(jnp.float32)
@@ -125,19 +128,28 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
 
 
 def load_bias(
-    bias: Any, block: jax.Array, feature: jax.Array, plan: Tiling, layout: Any
+    bias: Any,
+    block: jax.Array,
+    feature: jax.Array,
+    length: int,
+    plan: Tiling,
+    layout: Any,
 ) -> jax.Array:
-    """The bias of a warpgroup's part of a tile, (features,) in float32.
+    """The bias of a warpgroup's part of a tile, (length,) in float32.
 
     Args:
       bias: in HBM, as `bias_before_launch` returns it.
       block: which block.
       feature: its first output.
+      length: how many; all that the warpgroup has, except with wgmma.
       plan: the tiling.
       layout: of the sums.
     """
+    if plan.config.wgmma:
+        rows = bias.at[block, pl.ds(feature, length)]
+        return plgpu.load(rows, layout=layout.reduce(0), optimized=False)
     s = plan.interleave
-    length, unit, whole = plan.features // s, plan.output_unit, bias.shape[1]
+    length, unit, whole = length // s, plan.output_unit, bias.shape[1]
     i, k = _divmod(block, plan.factor.d)
     start = jax.lax.div(feature, s)
     if whole % length:  # Units of outputs that there are not read something else.

@@ -28,10 +28,22 @@ def panel(extent: int, num_bytes: int) -> int:
     )
 
 
-def slab(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
-    """Scratch in shared memory, swizzled if its last axis is as wide as a swizzle."""
+def slab(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *, tiled: bool = False
+) -> Any:
+    """Scratch in shared memory, swizzled if its last axis is as wide as a swizzle.
+
+    Args:
+      shape: of the scratch.
+      dtype: of its entries.
+      tiled: for wgmma, which wants the last axis to be a swizzle, and tiles of 8 rows.
+        TMA then copies to `compat.untiled`.
+    """
     size = shape[-1] * jnp.dtype(dtype).itemsize
     if size not in SWIZZLES:
         return plgpu.SMEM(shape, dtype)
     swizzle = plgpu.SwizzleTransform(size)  # type: ignore[abstract]
-    return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
+    if not tiled:
+        return plgpu.SMEM(shape, dtype, transforms=(swizzle,))
+    tiles = plgpu.TilingTransform((8, shape[-1]))  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))

@@ -12,6 +12,8 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.primitives import mma_p
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import compat
+
 
 def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     # No dot: it would wait for XLA's few threads, which warpgroups may be blocking.
@@ -50,6 +52,54 @@ def _get_from_peer(
 gpu_callbacks._get = _get_from_peer
 
 
+# It holds tiled memory without its tiles, but does not know this name for that.
+gpu_callbacks.NOOP_TRANSFORMS = (*gpu_callbacks.NOOP_TRANSFORMS, compat.Untiled)
+
+
+_wgmma, _read_sums = gpu_callbacks.wgmma, gpu_callbacks.wgmma_accumulator_deref
+_running: dict[Any, list[tuple[Any, Any]]] = {}  # What a warpgroup's last wgmma reads.
+
+
+def _wgmma_later(*, thread: Any, **kwargs: Any) -> Any:
+    """Multiplies, and looks for races with what is read from now on."""
+    _look_for_races(thread)
+    memory = gpu_callbacks._get_shared_memory()
+    _running[thread] = []
+    for operand in ("a", "b"):
+        key = gpu_callbacks.HostAllocationKey.from_array(
+            kwargs[f"{operand}_allocation_key_as_array"]
+        )
+        transforms = gpu_callbacks._remove_noop_transforms(
+            kwargs[f"{operand}_transforms"]
+        )
+        access = memory.access(key, jax.tree.map(int, transforms))
+        _running[thread].append((key, access))
+    _look_for_races(thread)
+    return _wgmma(thread=thread, **kwargs)
+
+
+def _read_sums_after(*, thread: Any, **kwargs: Any) -> Any:
+    _look_for_races(thread)
+    _running.pop(thread, None)
+    return _read_sums(thread=thread, **kwargs)
+
+
+def _look_for_races(thread: Any) -> None:
+    """With what the last wgmma reads, which may do so until now."""
+    memory = gpu_callbacks._get_shared_memory()
+    with memory.lock:
+        memory.clocks[thread].inc(memory.thread_to_vc_position(thread))
+    clock = memory.get_clock(thread).async_smem_clock
+    for key, access in _running.get(thread, ()):
+        gpu_callbacks.get_races().check_read(thread, clock, key, access)
+
+
+# It multiplies at once and looks for no races. Kernels wait for all but the newest
+# wgmma, which is taken to read its operands until there is another one.
+gpu_callbacks.wgmma = _wgmma_later
+gpu_callbacks.wgmma_accumulator_deref = _read_sums_after
+
+
 @contextlib.contextmanager
 def interpreter() -> Iterator[None]:
     """Kernels traced inside run in the interpreter; scratch memory starts as NaN.
@@ -64,6 +114,7 @@ def interpreter() -> Iterator[None]:
             races = gpu_callbacks._races  # None if no kernel ran.
             assert races is None or not races.races_found
     finally:
+        _running.clear()
         gpu_callbacks.reset_gpu_interpret_mode_state()
 
 

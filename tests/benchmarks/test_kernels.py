@@ -39,8 +39,15 @@ def test_what_is_to_be_compared_first():
     found = kernels.candidates(
         kernels.KERNELS["chain"], workload("monarch:1024x1024"), 3
     )
-    assert found[1:] == list(kernels.KERNELS["chain"].first)
     assert [(config.rows, config.stages) for config in found[1:]] == [(64, 2), (32, 1)]
+
+
+def test_large_blocks_are_compared_with_other_products():
+    found = kernels.candidates(kernels.KERNELS["factor"], workload("(1,256,256,1)"), 8)
+    assert found[0].wgmma
+    assert {config.wgmma for config in found} == {False, True}
+    assert {config.resident for config in found if config.wgmma} == {False, True}
+    assert len({(config.rows, config.features) for config in found}) > 3
 
 
 def test_a_workload_that_is_refused():

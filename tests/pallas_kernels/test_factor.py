@@ -25,6 +25,14 @@ NEIGHBOURS = Config(64, 32, 16, 8, split_blocks=2, m_warps=1, stages=2, ctas=2)
 RESIDENT = Config(
     *(128, 64, 32), split_rows=2, stages=2, ctas=1, batch_first=True, resident=True
 )
+# wgmma: one warpgroup, and two that share vectors or outputs.
+WIDE = Config(64, 64, 64, m_warps=4, stages=2, ctas=2, wgmma=True)
+WIDE_BY_ROWS = dataclasses.replace(WIDE, rows=128, split_rows=2, out_stages=2, ctas=1)
+WIDE_BY_FEATURES = dataclasses.replace(
+    *(WIDE,), rows=128, features=96, depth=128, split_features=2, stages=3, ctas=1
+)
+WIDE_SHARED = dataclasses.replace(WIDE, cluster=2)
+WIDE_RESIDENT = dataclasses.replace(WIDE_BY_ROWS, batch_first=True, resident=True)
 
 both_layouts = pytest.mark.parametrize("axis", [-1, 0])
 
@@ -74,6 +82,27 @@ def test_blocks_of_neighbours(shape, config, axis):
 )
 def test_spread_blocks_of_a_feature_first_array(shape, config):
     check(shape, config, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "config"),
+    [
+        ((1, 64, 64, 1), -1, WIDE),
+        ((2, 72, 200, 1), -1, WIDE_BY_ROWS),  # Tiles reach beyond their block.
+        ((1, 200, 136, 1), -1, WIDE_BY_FEATURES),
+        ((2, 48, 128, 1), -1, WIDE_RESIDENT),
+        ((2, 72, 200, 1), -1, WIDE_SHARED),  # An odd number of tiles of the batch.
+        ((1, 64, 64, 1), 0, WIDE),
+        ((1, 72, 200, 2), 0, WIDE_SHARED),
+        ((2, 72, 200, 3), 0, WIDE_BY_ROWS),
+        ((1, 200, 136, 2), 0, WIDE_BY_FEATURES),
+        ((2, 48, 128, 2), 0, WIDE_RESIDENT),
+        ((1, 96, 72, 2), 0, dataclasses.replace(WIDE_RESIDENT, ordered=True)),
+    ],
+    ids=str,
+)
+def test_wgmma(shape, axis, config):
+    check(shape, config, axis=axis, batch=136)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +223,15 @@ def test_float16(axis, d):
     check((1, 32, 32, d), config, axis=axis, dtype="float16")
 
 
+@both_layouts
+def test_float16_by_wgmma(axis):
+    check((1, 64, 64, 1), WIDE, axis=axis, dtype="float16")
+
+
 @pytest.mark.parametrize("batch", [1, 63, 65, 200])
 @pytest.mark.parametrize(
     ("shape", "config"),
-    [((1, 32, 32, 1), BY_ROWS), ((1, 16, 16, 8), NEIGHBOURS)],
+    [((1, 32, 32, 1), BY_ROWS), ((1, 16, 16, 8), NEIGHBOURS), ((1, 64, 64, 1), WIDE)],
     ids=str,
 )
 def test_any_batch(shape, config, batch):
@@ -207,6 +241,9 @@ def test_any_batch(shape, config, batch):
 @pytest.mark.parametrize(
     ("shape", "axis", "config", "activation"),
     [
+        ((2, 72, 64, 1), -1, WIDE_BY_ROWS, "silu"),
+        ((2, 72, 64, 1), -1, WIDE_BY_FEATURES, None),
+        ((1, 72, 64, 2), 0, WIDE_BY_ROWS, "gelu"),
         ((2, 40, 32, 1), -1, ALONE, None),
         ((2, 40, 32, 1), -1, ALONE, "relu"),
         ((2, 24, 16, 3), 0, BY_FEATURES, "gelu"),
@@ -229,16 +266,17 @@ def test_epilogue(shape, axis, config, activation):
     x = reference.draw((72, patterns.in_features), "bfloat16", seed=1)
     (w,) = reference.draw_factors(patterns, "bfloat16", seed=2)
     bias = reference.draw((patterns.out_features,), "float32", seed=3)
+    out = "bfloat16" if config.wgmma and axis == 0 else "float32"
     function = functools.partial(
-        factor, axis=axis, config=config, activation=activation, out_dtype="float32"
+        factor, axis=axis, config=config, activation=activation, out_dtype=out
     )
     y = gpu_interpreter.run(
         lambda x, w, bias: function(x, w, bias=bias), x if axis == -1 else x.T, w, bias
     )
-    assert y.dtype == jnp.float32
+    assert y.dtype == out
     expected = reference.activate(reference.apply(x, [w]) + bias, activation)
     error = reference.relative_error(y if axis == -1 else y.T, expected)
-    assert error < tolerance("float32", 1)
+    assert error < tolerance(out, 1)
 
 
 @both_layouts
@@ -317,6 +355,13 @@ def test_exports_for_a_gpu_from_any_machine():
             {"config": dataclasses.replace(RESIDENT, batch_first=False)},
             "resident weights need batch_first",
         ),
+        (arrays((1, 64, 64, 4)), {"config": WIDE}, "d = 1 or a feature-first x"),
+        (arrays((1, 64, 64, 1), dtype="float32"), {"config": WIDE}, "is for 16 bits"),
+        (
+            arrays((1, 64, 64, 1), axis=0),
+            {"config": WIDE, "axis": 0, "out_dtype": "float32"},
+            "a result of 16 bits",
+        ),
         (
             arrays((2, 64, 16, 4), axis=0),
             {"config": dataclasses.replace(ALONE, kept=2), "axis": 0},
@@ -353,6 +398,15 @@ def test_sizes_that_do_not_fit_are_refused():
         ({"m_warps": 3}, "m_warps must be 1, 2 or 4, got 3"),
         ({"stages": 0}, "stages must be positive, got 0"),
         ({"split_rows": 8}, "must be at most 4, got 8"),
+        ({"wgmma": True}, "with wgmma, m_warps must be 4, got 2"),
+        ({"wgmma": True, "m_warps": 4, "stages": 1}, "stages must be 2 or more, got 1"),
+        ({"wgmma": True, "m_warps": 4, "depth": 96}, "depth must be a multiple of 64"),
+        (
+            {"wgmma": True, "m_warps": 4, "rows": 192, "split_rows": 2},
+            "rows / split_rows must be a multiple of 64, got 96",
+        ),
+        ({"cluster": 3}, "cluster must be 1, 2 or 4, got 3"),
+        ({"cluster": 2}, "cluster must be 1 without wgmma, .* got 2"),
         ({"split_blocks": 2}, "blocks must be a multiple of split_blocks = 2, got 1"),
     ],
 )
