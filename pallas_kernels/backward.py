@@ -35,6 +35,8 @@ along with h. dx is made the way it leaves.
    then, so the buffers by outer may be overwritten, by dh now and by the next tile.
 3. After the last tile: no CTA leaves while a peer may pull from its memory.
 
+One thread of a warpgroup arrives for all: Mosaic has a warpgroup's threads meet before
+and after each store, so what the others read and wrote before it is over by then.
 Within a CTA, the warpgroups meet after each exchange, as they pull parts for one
 another. All other buffers belong to one warpgroup. Slabs are refilled by the warpgroup
 that has read them, after a fence. A single CTA works in place, without exchanges, and
@@ -80,6 +82,9 @@ rate of HBM.
 
 So this form should win up to n = 2048 features first and at n = 1024 features last, and
 lose at n = 4096, where a tile of 32 vectors is too little work for two exchanges.
+768 -> 3072 and back are refused. Blocks of 48 × 48 have no tile of mma.sync; embedded
+in 96 × 96 the sums double, what was compiled spilled, and it should have taken 7.9 ns a
+vector, where HBM takes 5.7 unfused.
 """
 
 import dataclasses

@@ -89,6 +89,7 @@ first or last; three factors as `Chain.from_shape` has them.
     4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.75  11.4
     8192, first  16   64    2    32   40  248   15  7.62  7.45  9.12  6.09  13.7  22.9
     8192, last   16   32    3    32   32  304   15  7.62  5.96  11.2  6.09  17.9  22.9
+    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.3  45.7
     float32:
     512, last     1   64    0     4  5.5   30    0  0.95  1.02  1.07  0.00  1.19  1.91
     1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.22  3.81
@@ -100,7 +101,7 @@ cluster takes a few microseconds, and those who meet lose one or two. Features l
 runs of 16 bytes allow no more than d/8 CTAs: 8 at n = 4096, with 128 KB of weights
 each, so these are fetched for each tile after all. At n = 8192 and 16384 the weights of
 two factors, 3 and 8 MB, are too many for a cluster to keep, and its tile too small for
-so many to be fetched: two launches should win, but at 8192 one launch of three factors.
+so many to be fetched: a launch for each should win, but one for three factors at 8192.
 """
 
 from collections.abc import Sequence

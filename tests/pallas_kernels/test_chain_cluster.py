@@ -19,9 +19,11 @@ MONARCH = [(1, 32, 32, 32), (32, 32, 32, 1)]
 
 @both_layouts
 @pytest.mark.parametrize("resident", [0, 1])
-def test_two_ctas_and_ragged_batches(resident, axis):
+def test_two_ctas_ragged_batches_and_an_epilogue(resident, axis):
     config = dataclasses.replace(PAIR, resident=resident)
-    check(MONARCH, batch=72, axis=axis, config=config)
+    bias = reference.draw((1024,), "float32", seed=3)
+    options = {"bias": bias, "activation": "gelu"}
+    check(MONARCH, batch=72, axis=axis, config=config, **options)
 
 
 @both_layouts
@@ -50,12 +52,6 @@ def test_patterns(shapes, axis):
 def test_runs_of_eight_features(shapes):
     config = dataclasses.replace(PAIR, warpgroups=1, ctas=4, cluster=4)
     check(shapes, batch=40, axis=-1, config=config)
-
-
-@both_layouts
-def test_bias_and_activation(axis):
-    bias = reference.draw((1024,), "float32", seed=3)
-    check(MONARCH, batch=32, axis=axis, config=PAIR, bias=bias, activation="gelu")
 
 
 @both_layouts
