@@ -69,9 +69,12 @@ CASES = (
     Case("monarch:768x3072", layout="feature_first", launches=1),
     Case("monarch:3072x768", launches=1),
     Case("square_dyadic:1024", launches=1, reordered=True),
-    Case(
-        "square_dyadic:4096", launches=2, reordered=True
-    ),  # More than one CTA has room for.
+    # More than one CTA has room for: over a cluster, the last one over none either.
+    Case("square_dyadic:4096", launches=1, reordered=True),
+    Case("monarch:4096x4096", batch=25088, launches=1),
+    Case("monarch:4096x4096", batch=25088, layout="feature_first", launches=1),
+    Case("(1,16,16,512)(16,16,16,32)(256,32,32,1)", batch=25088, launches=1),
+    Case("monarch:16384x16384", launches=2),
     Case("(1,48,48,1)", batch=25088, dtype="float16", launches=1),
     Case("(96,192,192,4)", batch=25088, dtype="float16", launches=1, reordered=True),
     Case(
@@ -244,7 +247,7 @@ def judge(
         return (f"it refuses: {unsupported}",) if must else ()
     if facts is None or implementation not in KERNELS:
         return ()
-    if direction != "forward":  # The gradients are XLA's.
+    if direction != "forward":  # XLA multiplies for the gradients of the weights.
         return aot.kernel_problems(facts, max_launches=None, weight_bytes=None)
     work = case.workload(direction)
     return aot.kernel_problems(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +114,10 @@ KERNELS = {
                 "monarch:3072x768",
                 "monarch:1024x1024",
                 "monarch:2048x2048",
+                # Over clusters: features exchanged, then in three factors.
+                "monarch:4096x4096",
+                "(1,16,16,256)(16,16,16,16)(256,16,16,1)",
+                "(1,16,16,512)(16,16,16,32)(256,32,32,1)",
             ),
             grid={
                 "rows": (16, 32, 64, 128),
@@ -122,7 +126,9 @@ KERNELS = {
                 "stages": (1, 2, 3, 4),
                 "out_stages": (1, 2),
                 "shares": (1, 2, 4),
-                "ctas": (132, 264),
+                "ctas": (112, 128, 132, 264),
+                "cluster": (1, 2, 4, 8, 16),
+                "resident": (0, 1, 2, 3),
             },
             # One CTA with a large tile, or two that hide each other's waiting.
             first=(
@@ -259,27 +265,24 @@ def candidates(
     """
     by_rule = rule_config(kernel, workload, precision=precision)
 
-    def distance(config: Any) -> int:
-        pairs = zip(
-            dataclasses.astuple(config), dataclasses.astuple(by_rule), strict=True
-        )
-        return sum(mine != its for mine, its in pairs)
-
-    ordered = sorted(_grid(kernel, by_rule), key=distance)
-    tried = dict.fromkeys([by_rule, *kernel.first, *ordered[: _TRIES * limit]])
+    nearby = itertools.islice(_nearby(kernel, by_rule), _TRIES * limit)
+    tried = dict.fromkeys([by_rule, *kernel.first, *nearby])
     fitting = (config for config in tried if _fits(kernel, workload, config, precision))
     return list(itertools.islice(fitting, limit))
 
 
-def _grid(kernel: Kernel, like: Any) -> list[Any]:
-    made = []
-    for values in itertools.product(*kernel.grid.values()):
-        fields = dict(zip(kernel.grid, values, strict=True))
-        try:
-            made.append(dataclasses.replace(like, **fields))
-        except ValueError:  # The fields do not go together.
-            continue
-    return made
+def _nearby(kernel: Kernel, like: Any) -> Iterator[Any]:
+    """Configurations of a kernel's grid: first those that differ in one field only."""
+    for count in range(1, len(kernel.grid) + 1):
+        for names in itertools.combinations(kernel.grid, count):
+            for values in itertools.product(*(kernel.grid[name] for name in names)):
+                fields = dict(zip(names, values, strict=True))
+                if any(getattr(like, name) == fields[name] for name in names):
+                    continue  # It differs in fewer.
+                try:
+                    yield dataclasses.replace(like, **fields)
+                except ValueError:  # The fields do not go together.
+                    continue
 
 
 def _fits(

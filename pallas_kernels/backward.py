@@ -196,8 +196,8 @@ def _pull_back(
     blocks_of: Callable[[jax.Array], jax.Array], array: jax.Array, gradient: jax.Array
 ) -> jax.Array:
     """The gradient of an array from that of its blocks, which are linear in it."""
-    wide = jax.ShapeDtypeStruct(array.shape, jnp.float32)
-    (found,) = jax.linear_transpose(blocks_of, wide)(gradient)
+    # An array, not its shape: its type tells over which axes of a mesh it varies.
+    (found,) = jax.linear_transpose(blocks_of, array.astype(jnp.float32))(gradient)
     return found.astype(array.dtype)
 
 

@@ -23,49 +23,88 @@ Monarch chain (1, b, c, d)(a, b', c', 1). The same passes cut float32 into bfloa
 pieces on the way in, which all else then has two or three of, and add them up on the
 way out. Bias and activation are applied to the last factor's sums in registers.
 
+*Clusters.* What outgrows a multiprocessor is shared out to a thread-block cluster, all
+of whose CTAs work on the same tile. Left and right of a cut in the chain each CTA
+applies a chain of its own, of its share of the blocks, with the steps above:
+
+    x share ─▶ (a/S, b, c, d) … ─▶ M ══ all CTAs' M ══▶ M ─▶ … (a, b, c, d/S) ─▶ y share
+
+and at the cut each pulls what it needs from the others' shared memory, 16 bytes at a
+time (`pallas_kernels.cluster`). That goes through registers into the memory M that it
+came from: with two buffers, a CTA would have room for half the vectors. Features
+first, shares of x and y are blocks as before. Features last, a CTA's share of y (or of
+x, in a transposed chain) is runs of d/S features, which TMA copies as they are, 16
+bytes at least.
+
+A CTA needs only its share of the weights. `resident` factors' stay in shared memory for
+the whole launch, fetched once by the warpgroup that uses them; the others' are fetched
+for each tile.
+
 Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exactly what
-`pallas_kernels.traffic` counts:
+`pallas_kernels.traffic` counts, for all CTAs of a cluster together:
 
     HBM     s·(n_in + n_out), read once and written once: the floor
-    L2      the same, and s·(all weights) / rows
+    L2      the same, and s·(weights that are not resident) / rows; runs shorter than 32
+            bytes count as 32
     SMEM    each factor: s·n read 4 / m_warps times, s·n written, its weights read
-            m_warps times; each transposing pass: s·n read and written; by TMA what L2
-            gives and takes
+            m_warps times; each transposing pass and the exchange: s·n read and written;
+            by TMA what L2 gives and takes
+    peers   s·n·(S - 1) / S, from other CTAs' shared memory
 
-Shared memory: one buffer of about s·rows·n for each intermediate (factors with b = c
-work in place), slabs of `stages` blocks of x for each warpgroup, s·rows·c, as many of
-the largest block's weights, s·b·c, and `out_stages` slabs of y, s·rows·b.
+Shared memory: one buffer of about s·rows·n / S for each intermediate (factors with
+b = c work in place), slabs of `stages` blocks of x for each warpgroup, s·rows·c, as
+many of the largest block's weights, s·b·c, `out_stages` slabs of y, s·rows·b, and
+resident weights.
 
 *Bank conflicts*: none, by construction. Slabs are as wide as a TMA swizzle of 128, 64
 or 32 bytes, in which eight rows of a column of 16 bytes lie in different banks. In the
 buffer, features and rows are padded so that neighbouring features, of a run or of a
 block, are an odd number of 16 bytes apart. The accesses of float32 slabs, 8 bytes per
-thread, meet the same swizzle. Only features-first slabs of more than 64 rows have none.
+thread, meet the same swizzle. Tiles of 64 rows are pulled in whole lines of all banks;
+those of 32, four lanes of which go on to the next feature, meet two banks twice. Only
+features-first slabs of more than 64 rows have no swizzle.
 
 *Which ceiling binds*, predicted and not measured: for the configuration that
-`default_config` takes at a batch of 25,088, Monarch chains, features last; kilobytes
-and nanoseconds per vector, with the rates that `pallas_kernels.chips` assumes of an
-H200. The last column adds fetches that come late and waiting between factors.
+`default_config` takes at a batch of 25,088; kilobytes and nanoseconds per vector, with
+the rates that `pallas_kernels.chips` assumes of an H200, of which 128 multiprocessors
+of 132 are taken to serve clusters. S: CTAs of a cluster; kept: factors with resident
+weights. `all` adds fetches that come late and waiting between factors; `apart` is what
+HBM alone needs for the factors in a launch each. Monarch chains of bfloat16, features
+first or last; three factors as `Chain.from_shape` has them.
 
-    n, type          rows   HBM  L2   SMEM   ns: HBM  L2    SMEM  all
-    256, bfloat16    32     1    1.5  6.5        0.24 0.28  0.23  0.28
-    512, bfloat16    64     2    2.8  12         0.48 0.51  0.44  0.59
-    1024, bfloat16   64     4    6    26         0.95 1.12  0.93  1.20
-    2048, bfloat16   32     8    20   80         1.91 3.72  2.85  4.54
-    512, float32     64     4    5.5  30         0.95 1.02  1.07  1.19
-    1024, float32    32     8    16   80         1.91 2.98  2.85  3.22
+                              KB                  ns
+    n            S rows kept   HBM   L2 SMEM peer   HBM    L2  SMEM  peer   all apart
+    256, last     1   32    1     1 1.25 6.25    0  0.24  0.23  0.22  0.00  0.26  0.48
+    512, last     1   64    1     2  2.5   12    0  0.48  0.47  0.43  0.00  0.57  0.95
+    1024, last    1   64    0     4    6   26    0  0.95  1.12  0.93  0.00  1.20  1.91
+    2048, first   8   64    1     8   12   56  3.5  1.91  2.23  2.06  1.42  2.40  3.81
+    2048, last    8   64    1     8   16   64  3.5  1.91  2.98  2.35  1.42  3.19  3.81
+    4096, first  16  128    1    16   20  100  7.5  3.81  3.72  3.68  3.05  5.11  7.62
+    4096, last    4   64    0    16   32  160    6  3.81  5.96  5.88  2.44  7.05  7.62
+    8192, first  16   64    0    32   80  304   15  7.62  14.9  11.2  6.09  17.0  15.2
+    8192, last   16   64    0    32   96  336   15  7.62  17.9  12.4  6.09  20.6  15.2
+    16384, first 16   32    0    64  320  960   30  15.2  59.6  35.3  12.2  63.9  30.5
+    three factors:
+    4096, first  16  128    0    16   19   95  7.5  3.81  3.54  3.49  3.05  5.38  11.4
+    4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.75  11.4
+    8192, first  16   64    2    32   40  248   15  7.62  7.45  9.12  6.09  13.7  22.9
+    8192, last   16   32    3    32   32  304   15  7.62  5.96  11.2  6.09  17.9  22.9
+    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.3  45.7
+    float32:
+    512, last     1   64    0     4  5.5   30    0  0.95  1.02  1.07  0.00  1.19  1.91
+    1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.22  3.81
+    2048, last    8   64    1    16   24  156    7  3.81  4.47  5.74  2.84  7.58  7.62
 
-So up to n = 1024 bfloat16 should come near the floor, and from n = 2048 on the weights,
-which every tile of 32 vectors fetches anew, bind: that wants a cluster of CTAs that
-share them. In float32 the pieces take twice the room, so the tile is half as large.
+So up to n = 1024 one CTA should come near the floor. At 2048 and 4096 a cluster should
+beat two launches; what it waits for is shared memory and meeting: a tile of the whole
+cluster takes a few microseconds, and those who meet lose one or two. Features last,
+runs of 16 bytes allow no more than d/8 CTAs: 8 at n = 4096, with 128 KB of weights
+each, so these are fetched for each tile after all. At n = 8192 and 16384 the weights of
+two factors, 3 and 8 MB, are too many for a cluster to keep, and its tile too small for
+so many to be fetched: a launch for each should win, but one for three factors at 8192.
 """
 
-import dataclasses
-import functools
-import itertools
-import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -73,19 +112,25 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, chain_plan, compat, pieces, slabs, tiles
+from pallas_kernels import (
+    arguments,
+    chain_plan,
+    compat,
+    slabs,
+)
 from pallas_kernels.blocks import bias_blocks, weight_blocks
 from pallas_kernels.chain_config import (
     Config,
+    check,
     check_runs,
-    check_smem,
     default_config,
     plan_for,
     predicted_seconds,
     types_of,
 )
+from pallas_kernels.chain_kernel import Kernel
 from pallas_kernels.chain_plan import Plan, Step
-from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.epilogue import Activation
 
 __all__ = ["Config", "chain", "default_config", "predicted_seconds"]
 
@@ -142,15 +187,15 @@ def chain(
             shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype, precision=precision
         )
     plan = plan_for(shapes, types, config, axis)
-    check_smem(plan, config)
+    check(plan, config)
     blocks = [
         weight_blocks(factor, embedded, types.pieces)
-        for factor, embedded in zip(factors, plan.factors, strict=True)
+        for factor, embedded in zip(factors, plan.whole, strict=True)
     ]
     return _launch(
         compat.gpu_only(x),
         blocks,
-        None if bias is None else bias_blocks(bias, plan.factors[0]),
+        None if bias is None else bias_blocks(bias, plan.whole[0]),
         activation,
         plan,
         config,
@@ -171,19 +216,23 @@ def _launch(
 ) -> jax.Array:
     """Calls the kernel on weights (a·d, pieces, b, c) and a bias (a·d, b)."""
     types, rows = plan.types, config.rows
-    last, first = plan.factors[0], plan.factors[-1]
+    last, first = plan.whole[0], plan.whole[-1]
     n_out = last.a * last.b * last.d
     y_shape: tuple[int, ...] = (batch, n_out)
     if axis == 0:
         x = x.reshape(first.a, first.c, first.d, batch)
         y_shape = (last.a, last.b, last.d, batch)
     num_tiles = pl.cdiv(batch, rows)
-    ctas = min(config.ctas, num_tiles)
+    clusters = min(max(1, config.ctas // plan.cluster), num_tiles)
     lanes = config.warpgroups * config.stages
 
-    def slab(count: int, features: int, dtype: str, width: int | None) -> Any:
+    def slab(
+        count: int, features: int, dtype: str, *, run: int = 0, width: int = 0
+    ) -> Any:
         extents = (rows, features) if axis == -1 else (features, rows)
-        width = width or slabs.panel(extents[1], jnp.dtype(dtype).itemsize)
+        if axis == 0 or not run:
+            run = extents[1]
+        width = width or slabs.panel(run, jnp.dtype(dtype).itemsize)
         shape = (extents[1] // width, extents[0], width)
         return slabs.slab((config.warpgroups * count, *shape), dtype)
 
@@ -191,479 +240,102 @@ def _launch(
         refs = {}
         multiplies = step.kind == "multiply"
         # Where features come first, all vectors of a tile are one operand.
-        whole = rows if multiplies and axis == 0 else None
+        whole = rows if multiplies and axis == 0 else 0
         if step.slab_in:
             width = plan.depth if multiplies and axis == -1 else whole
-            refs["slab_in"] = slab(config.stages, step.slab_in, types.x, width)
+            refs["slab_in"] = slab(
+                config.stages, step.slab_in, types.x, run=step.run, width=width
+            )
             copies = refs["slab_in"].shape[1]
             refs["x_loaded"] = plgpu.Barrier(num_arrivals=copies, num_barriers=lanes)
         if step.slab_out:
-            refs["slab_out"] = slab(config.out_stages, step.slab_out, types.y, whole)
+            refs["slab_out"] = slab(
+                config.out_stages, step.slab_out, types.y, run=step.run, width=whole
+            )
         if multiplies:
             copies = types.pieces * plan.factors[step.factor].c // plan.depth
+            barriers = lanes
+            if step.resident:
+                shape = (step.units, step.weights // plan.depth, plan.depth)
+                refs["weights"] = slabs.slab(shape, types.operand)
+                copies *= pl.cdiv(step.units, config.warpgroups)
+                barriers = config.warpgroups
             refs["weights_loaded"] = plgpu.Barrier(
-                num_arrivals=copies, num_barriers=lanes
+                num_arrivals=copies, num_barriers=barriers
             )
         return refs
 
+    def weights_ring() -> list[Any]:
+        if not plan.slab_weights:
+            return []
+        shape = (lanes, plan.slab_weights // plan.depth, plan.depth)
+        return [slabs.slab(shape, types.operand)]
+
+    def barriers() -> list[Any]:
+        if plan.cluster == 1:
+            return []
+        barrier = plgpu.ClusterBarrier(
+            collective_axes=(chain_plan.SHARE,), num_arrivals=config.warpgroups
+        )
+        assert plan.shares is not None
+        shape = (config.warpgroups, *plan.shares.tile, rows)
+        return [barrier, barrier, plgpu.SMEM(shape, types.operand)]
+
+    def memory(group: Sequence[int]) -> Any:
+        """Memory for buffers that take turns in it."""
+        refs = [
+            plgpu.SMEM(plan.buffers[index].shape, plan.buffers[index].dtype)
+            for index in group
+        ]
+        return plgpu.RefUnion(*refs) if len(refs) > 1 else refs[0]
+
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, buffers, weights, steps, phase = refs
-        _Kernel(
+        *inputs, y_ref, groups, weights, steps, phase, exchanged = refs
+        buffers = dict(
+            pair
+            for group, refs in zip(plan.groups, groups, strict=True)
+            for pair in zip(group, refs if len(group) > 1 else [refs], strict=True)
+        )
+        written, loaded, last_loaded = exchanged or (None, None, None)
+        Kernel(
             plan,
             config,
-            activation,
             axis,
-            num_tiles,
-            ctas,
             x_ref,
-            inputs[: len(blocks)],
-            inputs[len(blocks)] if bias is not None else None,
             y_ref,
             buffers,
-            weights,
+            activation,
+            num_tiles,
+            clusters,
+            inputs[: len(blocks)],
+            inputs[len(blocks)] if bias is not None else None,
+            weights[0] if weights else None,
             steps,
             phase,
+            written,
+            loaded,
+            last_loaded,
         ).run()
 
     y = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
-            [plgpu.SMEM(buffer.shape, buffer.dtype) for buffer in plan.buffers],
-            slabs.slab(
-                (lanes, plan.slab_weights // plan.depth, plan.depth), types.operand
-            ),
+            [memory(group) for group in plan.groups],
+            weights_ring(),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
+            barriers(),
         ],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
-        grid=(ctas,),
-        grid_names=("cta",),
+        grid=(clusters,),
+        grid_names=("tile",),
         num_threads=config.warpgroups,
         thread_name="wg",
+        cluster=(plan.cluster,) if plan.cluster > 1 else (),
+        cluster_names=(chain_plan.SHARE,) if plan.cluster > 1 else (),
     )(x, *blocks, *([] if bias is None else [bias]))
     y = compat.varying_as(y, x, *blocks)
     return y if axis == -1 else y.reshape(n_out, batch)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Kernel:
-    """What the kernel's functions share while they are traced; refs are Pallas refs."""
-
-    plan: Plan
-    config: Config
-    activation: Activation | None
-    axis: int
-    num_tiles: int
-    ctas: int
-    x: Any
-    blocks: Sequence[Any]
-    bias: Any
-    y: Any
-    buffers: Sequence[Any]
-    weights: Any
-    scratch: Sequence[dict[str, Any]]
-    phase: Any
-
-    def run(self) -> None:
-        """Takes tiles until there are none left."""
-        steps = self.plan.steps
-        for ahead in range(self.config.stages):
-            for index, step in enumerate(steps):
-                if step.slab_in:
-                    self.fetch_x(index, step, jnp.int32(ahead))
-            self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
-
-        def take_tile(turn: jax.Array, carry: None) -> None:
-            for index, step in enumerate(steps):
-                self.apply(index, step, turn)
-                if index < len(steps) - 1 or self.plan.ends_where_it_began:
-                    self.meet()
-            return carry
-
-        mine = jax.lax.div(
-            self.num_tiles - jax.lax.axis_index("cta") + self.ctas - 1, self.ctas
-        )
-        jax.lax.fori_loop(0, mine, take_tile, None)
-        plgpu.wait_smem_to_gmem(0)
-
-    def meet(self) -> None:
-        """Waits for the CTA's other warpgroups."""
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
-
-    def turns(self, step: Step) -> int:
-        """Units of a tile for each warpgroup, the last perhaps idle."""
-        return pl.cdiv(step.units, self.config.warpgroups)
-
-    def unit_of(self, step: Step, turn: jax.Array) -> jax.Array:
-        return turn * self.config.warpgroups + jax.lax.axis_index("wg")
-
-    def when_busy(
-        self, step: Step, unit: jax.Array, action: Callable[[], None]
-    ) -> None:
-        """Runs `action` unless this warpgroup has no such unit."""
-        if step.units % self.config.warpgroups:
-            pl.when(unit < step.units)(action)
-        else:
-            action()
-
-    def stage(self, turn: jax.Array, stages: int) -> jax.Array:
-        """Where in a warpgroup's ring of `stages` slabs a unit's slab lies."""
-        wg = jax.lax.axis_index("wg")
-        return wg * stages + jax.lax.rem(turn, stages)
-
-    def rows_of(self, tile: jax.Array) -> Any:
-        rows = self.config.rows
-        return pl.ds(pl.multiple_of(tile * rows, rows), rows)
-
-    def tile_of(self, turn: jax.Array) -> jax.Array:
-        return jax.lax.axis_index("cta") + turn * self.ctas
-
-    def fetch_x(self, index: int, step: Step, serial: jax.Array) -> None:
-        """Starts the copies for unit number `serial` of a step, counted over tiles."""
-        per_tile = self.turns(step)
-        tile = self.tile_of(jax.lax.div(serial, per_tile))
-        unit = self.unit_of(step, jax.lax.rem(serial, per_tile))
-        at = self.stage(serial, self.config.stages)
-        slab = self.scratch[index]["slab_in"].at[at]
-        loaded = self.scratch[index]["x_loaded"].at[at]
-
-        def copy() -> None:
-            for panel in range(slab.shape[0]):
-                source = self.part_of_x(step, unit, tile, panel, slab.shape[-1])
-                plgpu.copy_gmem_to_smem(source, slab.at[panel], loaded)
-
-        pl.when(tile < self.num_tiles)(lambda: self.when_busy(step, unit, copy))
-
-    @property
-    def products(self) -> list[tuple[int, int]]:
-        """Steps that multiply: their indices, and how many products come before."""
-        found, before = [], 0
-        for index, step in enumerate(self.plan.steps):
-            if step.kind == "multiply":
-                found.append((index, before))
-                before += self.turns(step)
-        return found
-
-    @property
-    def num_products(self) -> int:
-        """Products of a tile for each warpgroup, over all its steps."""
-        steps = self.plan.steps
-        return sum(self.turns(step) for step in steps if step.kind == "multiply")
-
-    def fetch_weights(self, serial: jax.Array, places: Sequence[int]) -> None:
-        """Starts the copies for product number `serial`, counted over steps and tiles.
-
-        Args:
-          serial: the number.
-          places: where in a tile it can be, as far as that is known beforehand.
-        """
-        turn = jax.lax.div(serial, self.num_products)
-        place = jax.lax.rem(serial, self.num_products)
-        at = self.stage(serial, self.config.stages)
-        slab, depth = self.weights.at[at], self.plan.depth
-        wanted = self.tile_of(turn) < self.num_tiles
-        for index, first in self.products:
-            step = self.plan.steps[index]
-            size = self.turns(step)
-            if not any(first <= p < first + size for p in places):
-                continue
-            unit = self.unit_of(step, place - first)
-            loaded = self.scratch[index]["weights_loaded"].at[at]
-            rows = pl.ds(step.first_row, step.num_rows)
-            columns = self.plan.factors[step.factor].c
-
-            def copy(
-                step: Step = step,
-                unit: jax.Array = unit,
-                loaded: Any = loaded,
-                rows: Any = rows,
-                columns: int = columns,
-            ) -> None:
-                for panel, piece in itertools.product(
-                    range(columns // depth), range(self.plan.types.pieces)
-                ):
-                    source = self.blocks[step.factor].at[
-                        unit, piece, rows, pl.ds(panel * depth, depth)
-                    ]
-                    target = slab.at[self.rows_of_weights(step, panel, piece)]
-                    plgpu.copy_gmem_to_smem(source, target, loaded)
-
-            here = (place >= first) & (place < first + size)
-            pl.when(wanted & here)(functools.partial(self.when_busy, step, unit, copy))
-
-    def rows_of_weights(
-        self, step: Step, panel: int, piece: int, first: int = 0, size: int = 0
-    ) -> Any:
-        """Where in a slab the rows of a panel of weights are, from the first on."""
-        before = (panel * self.plan.types.pieces + piece) * step.num_rows
-        return pl.ds(before + first, size or step.num_rows)
-
-    def part_of_x(
-        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
-    ) -> Any:
-        """A panel of what a unit reads of x: (rows, features) or the transpose."""
-        if self.axis == -1:
-            start = self.start(unit, step.slab_in, panel * width)
-            return self.x.at[self.rows_of(tile), pl.ds(start, width)]
-        i, k = self.block_of(step, unit)
-        start = self.start(tile, self.config.rows, panel * width)
-        return self.x.at[i, :, k, pl.ds(start, width)]
-
-    def part_of_y(
-        self, step: Step, unit: jax.Array, tile: jax.Array, panel: int, width: int
-    ) -> Any:
-        """A panel of what a unit writes of y: (rows, features) or the transpose."""
-        size = step.slab_out
-        if self.axis == 0:
-            i, k = self.block_of(step, unit)
-            start = self.start(tile, self.config.rows, panel * width)
-            return self.y.at[i, pl.ds(step.first_row, size), k, pl.ds(start, width)]
-        b = self.plan.factors[step.factor].b
-        if step.num_rows < b:  # A run of d features is one row of the blocks.
-            unit += jax.lax.div(unit, step.num_rows) * (b - step.num_rows)
-            unit += step.first_row
-        start = self.start(unit, size, panel * width)
-        return self.y.at[self.rows_of(tile), pl.ds(start, width)]
-
-    def start(self, index: jax.Array, size: int, offset: int) -> jax.Array:
-        """index · size + offset, with what divides it made known."""
-        return pl.multiple_of(index * size + offset, math.gcd(size, offset))
-
-    def block_of(self, step: Step, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Which block (i, k) of the step's factor a unit is."""
-        d = self.plan.factors[step.factor].d
-        return jax.lax.div(unit, d), jax.lax.rem(unit, d)
-
-    def apply(self, index: int, step: Step, turn: jax.Array) -> None:
-        """Runs one step on the tile of a turn."""
-        per_tile = self.turns(step)
-        tile = self.tile_of(turn)
-
-        stages = self.config.stages
-        first = dict(self.products).get(index, 0)
-        # Where in a tile the products are that are fetched meanwhile.
-        places = [
-            (first + local + stages) % self.num_products for local in range(per_tile)
-        ]
-
-        def take_unit(local: jax.Array, carry: None) -> None:
-            serial = turn * per_tile + local
-            product = turn * self.num_products + first + local
-            unit = self.unit_of(step, local)
-            self.when_busy(
-                step,
-                unit,
-                lambda: self.apply_unit(index, step, unit, serial, product, tile),
-            )
-            if step.slab_in:
-                self.fetch_x(index, step, serial + stages)
-            if step.kind == "multiply":
-                self.fetch_weights(product + stages, places)
-            return carry
-
-        jax.lax.fori_loop(0, per_tile, take_unit, None)
-
-    def apply_unit(
-        self,
-        index: int,
-        step: Step,
-        unit: jax.Array,
-        serial: jax.Array,
-        product: jax.Array,
-        tile: jax.Array,
-    ) -> None:
-        """Multiplies one block, or transposes one run."""
-        refs, config = self.scratch[index], self.config
-        slab = out = None
-        if step.slab_in:
-            at = self.stage(serial, config.stages)
-            plgpu.barrier_wait(refs["x_loaded"].at[at])
-            slab = refs["slab_in"].at[at]
-        if step.slab_out:
-            # The slab's last journey has to be over before it is written again.
-            plgpu.wait_smem_to_gmem(config.out_stages - 1, wait_read_only=True)
-            out = refs["slab_out"].at[self.stage(serial, config.out_stages)]
-        match step.kind:
-            case "load":
-                self.load(step, unit, slab)
-            case "multiply":
-                at = self.stage(product, config.stages)
-                plgpu.barrier_wait(refs["weights_loaded"].at[at])
-                self.multiply(step, unit, slab, self.weights.at[at], out)
-            case "store":
-                self.store(step, unit, out)
-        # TMA may read what was just written, and overwrite what was just read.
-        plgpu.commit_smem()
-        if out is not None:
-            panels, _, width = out.shape
-            for panel in range(panels):
-                target = self.part_of_y(step, unit, tile, panel, width)
-                last = panel == panels - 1
-                plgpu.copy_smem_to_gmem(out.at[panel], target, commit_group=last)
-
-    def load(self, step: Step, unit: jax.Array, slab: Any) -> None:
-        """Brings a run of features of x, or a block's, from a slab into a buffer."""
-        assert step.target is not None
-        for panel, parts in enumerate(self.panels(step, step.target, unit, slab)):
-            source = slab.at[panel]
-            layout = self.moved(source)
-            tile = plgpu.load(source, layout=layout, optimized=False)
-            self.write(step.target, parts, tile)
-
-    def store(self, step: Step, unit: jax.Array, slab: Any) -> None:
-        """Brings a run of features of y, or a block's, from a buffer into a slab."""
-        assert step.source is not None
-        for panel, parts in enumerate(self.panels(step, step.source, unit, slab)):
-            target = slab.at[panel]
-            layout = self.moved(target)
-            found = [plgpu.load(part, layout=layout, optimized=False) for part in parts]
-            if len(found) > 1:  # The smallest first.
-                wide = [piece.astype(jnp.float32) for piece in reversed(found)]
-                found = [functools.reduce(operator.add, wide)]
-            target[...] = found[0].astype(self.plan.types.y)
-
-    def multiply(
-        self, step: Step, unit: jax.Array, slab: Any, weights: Any, out: Any
-    ) -> None:
-        """One block of a factor: (rows × c) by (c × b)."""
-        factor, types = self.plan.factors[step.factor], self.plan.types
-        i, k = self.block_of(step, unit)
-        load = functools.partial(plgpu.load, optimized=False)
-        if step.source is None:
-            sources = [self.cut(slab, self.plan.depth)]
-        else:
-            blocks = self.block(step.source, factor, factor.c, i, k)
-            sources = [self.cut_parts(parts, self.plan.depth) for parts in blocks]
-        x_tiles = [
-            [load(part, layout=self.layout("LHS")) for part in parts]
-            for parts in sources
-        ]
-        if step.target is None:
-            targets = [self.cut(out, step.num_rows)]
-        else:
-            blocks = self.block(step.target, factor, step.num_rows, i, k)
-            targets = [[part.T for part in parts] for parts in blocks]
-        length = step.num_rows // len(targets[0])
-        for n in range(len(targets[0])):
-            sums = self.initial(step, unit, step.first_row + n * length, length)
-            for x_piece, w_piece in pieces.products(types.pieces):
-                for panel, x_tile in enumerate(x_tiles[x_piece]):
-                    rows = self.rows_of_weights(
-                        step, panel, w_piece, n * length, length
-                    )
-                    w_tile = load(weights.at[rows].T, layout=self.layout("RHS"))
-                    sums = plgpu.mma(sums, x_tile, w_tile)
-            if step.factor == 0:
-                sums = activate(sums, self.activation)
-            if step.target is None:
-                targets[0][n][...] = sums.astype(types.y)
-            else:
-                self.write(step.target, [parts[n] for parts in targets], sums)
-
-    def cut(self, slab: Any, size: int) -> list[Any]:
-        """Parts (rows, size) of a slab of x or y."""
-        if self.axis == -1:
-            return [slab.at[panel] for panel in range(slab.shape[0])]
-        return self.cut_parts([slab.at[0]], size)
-
-    def cut_parts(self, parts: Sequence[Any], size: int) -> list[Any]:
-        """Parts (rows, size) of parts (features, rows)."""
-        return [
-            part.at[pl.ds(start, size)].T
-            for part in parts
-            for start in range(0, part.shape[0], size)
-        ]
-
-    def initial(
-        self, step: Step, unit: jax.Array, first_row: int, length: int
-    ) -> jax.Array:
-        """What the sums of (rows × length) products start from."""
-        shape, layout = (self.config.rows, length), self.layout("ACC")
-        if step.factor > 0 or self.bias is None:
-            return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
-        bias = plgpu.load(
-            self.bias.at[unit, pl.ds(first_row, length)],
-            layout=layout.reduce(0),
-            optimized=False,
-        )
-        return plgpu.layout_cast(jax.lax.broadcast_in_dim(bias, shape, (1,)), layout)
-
-    def write(self, buffer: int | None, parts: Sequence[Any], tile: jax.Array) -> None:
-        """Writes numbers into a buffer, or each piece of them into its part."""
-        assert buffer is not None
-        if len(parts) == 1:
-            parts[0][...] = tile.astype(self.plan.buffers[buffer].dtype)
-            return
-        for part, piece in zip(parts, pieces.split(tile, len(parts)), strict=True):
-            part[...] = piece
-
-    def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
-        """How an operand of an mma is spread over a warpgroup's registers."""
-        layout = getattr(plgpu.Layout, f"MMA_{operand}")
-        return layout(jnp.dtype(self.plan.types.operand), m_warps=self.config.m_warps)
-
-    def moved(self, slab: Any) -> Any:
-        """How a slab that is only moved is spread over a warpgroup's registers."""
-        tile = chain_plan.move_tile(*slab.shape)
-        assert tile is not None
-        return plgpu.Layout.MMA_ACC(jnp.bfloat16, m_warps=tile.m_warps)
-
-    def block(
-        self, buffer: int, factor: tiles.Factor, length: int, i: jax.Array, k: jax.Array
-    ) -> list[list[Any]]:
-        """Block (i, k) of a factor in a buffer.
-
-        Returns:
-          For each piece of the numbers, the parts of shape (features, rows) that the
-          block is cut into.
-        """
-        layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
-        rows = pl.ds(0, self.config.rows)
-        if layout.has_columns(factor):
-            q, r = jax.lax.div(k, layout.inner), jax.lax.rem(k, layout.inner)
-            return [
-                [ref.at[piece, pl.ds(i * length, length), q, r, rows]]
-                for piece in range(layout.pieces)
-            ]
-        # The neighbour's blocks cut this one's features into parts.
-        parts = layout.num_parts(factor, length)
-        return [
-            [
-                ref.at[piece, i * parts + part, pl.ds(0, layout.middle), k, rows]
-                for part in range(parts)
-            ]
-            for piece in range(layout.pieces)
-        ]
-
-    def panels(
-        self, step: Step, buffer: int, unit: jax.Array, slab: Any
-    ) -> list[list[Any]]:
-        """What a unit moves, in a buffer.
-
-        Returns:
-          For each panel of the slab, a part of the same shape for each piece of the
-          numbers.
-        """
-        count, features, width = slab.shape
-        if self.axis == 0:
-            i, k = self.block_of(step, unit)
-            factor = self.plan.factors[step.factor]
-            blocks = [part for (part,) in self.block(buffer, factor, features, i, k)]
-            return [
-                [part.at[:, pl.ds(panel * width, width)] for part in blocks]
-                for panel in range(count)
-            ]
-        layout, ref = self.plan.buffers[buffer], self.buffers[buffer]
-        runs = []
-        for panel in range(count):
-            run, rows = pl.ds(panel * width, width), pl.ds(0, self.config.rows)
-            at: tuple[Any, ...] = (unit, run, 0, rows)
-            if layout.inner > 1:
-                p = jax.lax.div(unit, layout.middle)
-                at = (p, jax.lax.rem(unit, layout.middle), run, rows)
-            runs.append([ref.at[piece, *at].T for piece in range(layout.pieces)])
-        return runs

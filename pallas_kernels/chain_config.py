@@ -3,15 +3,25 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
 
-from pallas_kernels import arguments, chain_plan, pieces, tiles, traffic, tuned
+from pallas_kernels import (
+    arguments,
+    chain_steps,
+    chips,
+    pieces,
+    tiles,
+    traffic,
+    tuned,
+)
 from pallas_kernels.chain_plan import Plan, Types
 
 _MAX_BARRIERS = 32  # In one allocation.
+_CLUSTERS = (1, 2, 4, 8, 16)
+_WORTH = 1.25  # A cluster has to be predicted to be so much faster.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +36,11 @@ class Config:
       out_stages: slabs of y that may be on their way to HBM, per warpgroup.
       shares: shares of the last factor's rows, applied and stored one after another
         where y is stored from a buffer.
-      ctas: CTAs to launch at most; each takes tiles until there are none left.
+      ctas: CTAs to launch at most; each, or each cluster, takes tiles until there are
+        none left.
+      cluster: CTAs that share the features of a tile out.
+      resident: factors whose weights stay in shared memory for the whole launch, the
+        smallest first; those of the others are fetched for each tile.
     """
 
     rows: int = 32
@@ -36,12 +50,22 @@ class Config:
     out_stages: int = 2
     shares: int = 1
     ctas: int = 264
+    cluster: int = 1
+    resident: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 1:
+            if value < 1 and field.name != "resident":
                 raise ValueError(f"Config: {field.name} must be positive, got {value}")
+        if self.resident < 0:
+            raise ValueError(
+                f"Config: resident must not be negative, got {self.resident}"
+            )
+        if self.cluster not in _CLUSTERS:
+            raise ValueError(
+                f"Config: cluster must be one of {_CLUSTERS}, got {self.cluster}"
+            )
         if self.m_warps not in (1, 2, 4):
             raise ValueError(f"Config: m_warps must be 1, 2 or 4, got {self.m_warps}")
         if self.rows % self.mma.m or self.rows > tiles.MAX_COPY:
@@ -105,10 +129,8 @@ def default_config(
     check_runs(shapes, types, batch, axis)
     best, least = math.inf, None
     reason: NotImplementedError | None = None
-    for rows, m_warps, shares in itertools.product(_ROWS, _M_WARPS, _SHARES):
-        if rows % tiles.Mma(m_warps).m:
-            continue
-        tile = Config(rows=rows, m_warps=m_warps, shares=shares)
+    batch = max(batch, 1)
+    for tile in _tiles(len(shapes)):
         try:
             plan = plan_for(shapes, types, tile, axis)
             check_smem(
@@ -117,22 +139,68 @@ def default_config(
         except NotImplementedError as error:
             reason = reason or error
             continue
-        for warpgroups, stages, out_stages in itertools.product(
-            _WARPGROUPS, _STAGES, _OUT_STAGES
-        ):
-            if warpgroups * stages > _MAX_BARRIERS:
-                continue
-            config = dataclasses.replace(
-                tile, warpgroups=warpgroups, stages=stages, out_stages=out_stages
-            )
-            seconds = _seconds(plan, config, max(batch, 1))
-            if seconds < best:
-                best, least = seconds, config
+        for resident in range(len(shapes) + 1):
+            kept = dataclasses.replace(tile, resident=resident)
+            found = _best_crew(plan.keeping(resident), kept, batch, best)
+            if found is not None:
+                best, least = found
     if least is None:
         raise reason or NotImplementedError(
             f"chain: the patterns {list(shapes)} need more registers than there are"
         )
     return least
+
+
+def _tiles(num_factors: int) -> Iterator[Config]:
+    """Configurations that differ in more than what a CTA's warpgroups share."""
+    for cluster, rows, m_warps in itertools.product(_CLUSTERS, _ROWS, _M_WARPS):
+        if rows % tiles.Mma(m_warps).m or (cluster > 1 and num_factors == 1):
+            continue
+        for shares in _SHARES:
+            yield Config(rows=rows, m_warps=m_warps, shares=shares, cluster=cluster)
+
+
+def _best_crew(
+    plan: Plan, config: Config, batch: int, best: float
+) -> tuple[float, Config] | None:
+    """The fastest of the configurations that differ in a CTA's crew and its stages.
+
+    Returns:
+      Its seconds, more than predicted for clusters, and itself; None if there is none
+      below `best`.
+    """
+    moved = traffic.count(plan, rows=config.rows, mma=config.mma)
+    worth = _WORTH if plan.cluster > 1 else 1.0
+    if worth * batch * traffic.least_seconds(plan, moved) >= best:
+        return None
+    least = None
+    for warpgroups, stages, out_stages in itertools.product(
+        _WARPGROUPS, _STAGES, _OUT_STAGES
+    ):
+        if warpgroups * stages > _MAX_BARRIERS:
+            continue
+        crew = dataclasses.replace(
+            config, warpgroups=warpgroups, stages=stages, out_stages=out_stages
+        )
+        seconds = worth * _seconds(plan, crew, batch, moved)
+        if seconds < best:
+            best, least = seconds, crew
+    return None if least is None else (best, _filling(plan, least))
+
+
+def _filling(plan: Plan, config: Config) -> Config:
+    """The configuration with as many clusters as run at once: no more wait for room."""
+    if config.cluster == 1:
+        return config
+    together = traffic.resident_ctas(
+        plan,
+        rows=config.rows,
+        mma=config.mma,
+        warpgroups=config.warpgroups,
+        smem_bytes=smem_bytes(plan, config),
+    )
+    ctas = chips.H200.clusters(config.cluster) * config.cluster * together
+    return dataclasses.replace(config, ctas=ctas)
 
 
 def predicted_seconds(
@@ -164,9 +232,11 @@ def predicted_seconds(
     return _seconds(plan_for(shapes, types, config, axis), config, batch)
 
 
-def _seconds(plan: Plan, config: Config, batch: int) -> float:
+def _seconds(
+    plan: Plan, config: Config, batch: int, moved: traffic.Traffic | None = None
+) -> float:
     needed = smem_bytes(plan, config)
-    if needed > tiles.SMEM_BYTES:
+    if needed > tiles.SMEM_BYTES or not _is_even(plan, config):
         return math.inf
     return traffic.seconds(
         plan,
@@ -176,6 +246,7 @@ def _seconds(plan: Plan, config: Config, batch: int) -> float:
         warpgroups=config.warpgroups,
         stages=config.stages,
         smem_bytes=needed,
+        moved=moved,
     )
 
 
@@ -209,13 +280,15 @@ def plan_for(
     axis: Literal[0, -1],
 ) -> Plan:
     """Steps and buffers of a chain; raises NotImplementedError if there are none."""
-    return chain_plan.plan(
+    return chain_steps.plan(
         shapes,
         types,
         rows=config.rows,
         mma=config.mma,
         batch_first=axis == -1,
         shares=config.shares,
+        cluster=config.cluster,
+        resident=config.resident,
     )
 
 
@@ -227,6 +300,22 @@ def smem_bytes(plan: Plan, config: Config) -> int:
         stages=config.stages,
         out_stages=config.out_stages,
     )
+
+
+def _is_even(plan: Plan, config: Config) -> bool:
+    """Whether all warpgroups exchange as many features."""
+    return plan.exchange is None or plan.exchange.units % config.warpgroups == 0
+
+
+def check(plan: Plan, config: Config) -> None:
+    """Raises NotImplementedError if the plan does not go with the configuration."""
+    check_smem(plan, config)
+    if not _is_even(plan, config):
+        assert plan.exchange is not None
+        raise NotImplementedError(
+            f"chain: {plan.exchange.units} tiles cannot be exchanged by "
+            f"{config.warpgroups} warpgroups evenly"
+        )
 
 
 def check_smem(plan: Plan, config: Config) -> None:

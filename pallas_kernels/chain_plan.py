@@ -10,17 +10,30 @@ features), or cut into bfloat16 pieces. A step that stores does the reverse for 
 *Buffers.* Between two steps the tile lies in shared memory, feature by feature, the
 batch innermost. The layout is chosen so that the step that writes and the step that
 reads both see a block as a plain slice.
+
+*Clusters.* The CTAs of a cluster share a tile's features out in the two ways that
+`pallas_kernels.cluster` describes: by outer for the factors on one side of a cut, by
+inner for those on the other. Each applies a chain of its own, of fewer blocks, and at
+the cut a step exchanges features. Of several cuts the one is taken whose buffers are
+smallest.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
 from typing import Literal
 
 from pallas_kernels import tiles
-from pallas_kernels.slabs import panel
-from pallas_kernels.tiles import MAX_COPY, MMA_K, Factor, Mma
+from pallas_kernels.cluster import Shares
+from pallas_kernels.tiles import Factor, Mma
 
 OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
+
+SHARE = "share"  # The axis of a cluster: which share of the features a CTA holds.
+
+_NARROW = 8  # Features of an 8 × 8 matrix, the least that is moved of a run.
+
+# How the CTAs of a cluster share out features; see `pallas_kernels.cluster`.
+Held = Literal["outer", "inner"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,19 +138,23 @@ class Step:
     """One pass over the tile, in units that are dealt out to the warpgroups.
 
     Attributes:
-      kind: whether it loads x, multiplies by a factor, or stores y.
-      units: how many units there are: blocks, or runs of features.
-      factor: index of the factor that multiplies, or whose blocks x or y consists of.
+      kind: whether it loads x, multiplies by a factor, exchanges features with the
+        other CTAs of a cluster, or stores y.
+      units: how many units there are: blocks, or runs of features, or tiles of them.
+      factor: index of the factor that multiplies, or whose blocks x or y consists of,
+        or what was exchanged.
       source: index of the buffer that is read; None to read x.
       target: index of the buffer that is written; None to write y.
       first_row: first of the rows of the factor's blocks that are dealt with.
       num_rows: how many they are.
       slab_in: features of x that a unit reads, 0 if it reads a buffer.
       slab_out: features of y that a unit writes, 0 if it writes a buffer.
+      run: of these features, those that follow one another in a buffer and in HBM.
       weights: weights of a unit, pieces counted.
+      resident: whether the weights of all units stay in shared memory.
     """
 
-    kind: Literal["load", "multiply", "store"]
+    kind: Literal["load", "multiply", "exchange", "store"]
     units: int
     factor: int
     source: int | None
@@ -146,7 +163,9 @@ class Step:
     num_rows: int = 0
     slab_in: int = 0
     slab_out: int = 0
+    run: int = 0
     weights: int = 0
+    resident: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,12 +173,20 @@ class Plan:
     """Everything about a chain that the kernel needs to know beforehand.
 
     Attributes:
-      factors: the factors, in the order of the matrix product.
+      factors: the factors, in the order of the matrix product; of each the blocks that
+        one CTA applies.
       steps: what is done with a tile, in order.
       buffers: the intermediates in shared memory.
       types: of the numbers.
       depth: columns of a block that are multiplied at a time: those of a panel of
         weights, the same for all factors, which take turns in the same slabs.
+      held: for each factor, how a cluster shares out the features that it takes and
+        makes.
+      groups: indices of buffers, those together that take turns in the same memory.
+      cluster: CTAs of a cluster.
+      share: features (u, v) of the same u that one CTA holds, where they are shared
+        out by inner; 0 without a cluster.
+      shares: what the CTAs exchange, None without a cluster.
     """
 
     factors: tuple[Factor, ...]
@@ -167,151 +194,83 @@ class Plan:
     buffers: tuple[Buffer, ...]
     types: Types
     depth: int
+    held: tuple[Held, ...]
+    groups: tuple[tuple[int, ...], ...]
+    cluster: int = 1
+    share: int = 0
+    shares: Shares | None = None
+
+    @property
+    def whole(self) -> tuple[Factor, ...]:
+        """The factors with the blocks of all CTAs."""
+        size = self.cluster
+        return tuple(
+            dataclasses.replace(factor, a=factor.a * size)
+            if held == "outer"
+            else dataclasses.replace(factor, d=factor.d * size)
+            for factor, held in zip(self.factors, self.held, strict=True)
+        )
 
     def smem_bytes(
         self, rows: int, *, warpgroups: int, stages: int, out_stages: int
     ) -> int:
         """Bytes of shared memory of one CTA, each allocation in whole kilobytes."""
         lanes = warpgroups * stages
-        parts = [buffer.num_bytes for buffer in self.buffers]
+        parts = [
+            max(self.buffers[index].num_bytes for index in group)
+            for group in self.groups
+        ]
         parts.append(OPERAND_BYTES * lanes * self.slab_weights)
         for step in self.steps:
             parts += [
                 self.types.x_bytes * lanes * rows * step.slab_in,
                 self.types.y_bytes * warpgroups * out_stages * rows * step.slab_out,
+                OPERAND_BYTES * step.units * step.weights * step.resident,
             ]
-        barriers = 8 * ((len(self.steps) + 1) * lanes + 1)
+        if self.shares is not None:
+            tile = math.prod(self.shares.tile) * rows
+            parts.append(OPERAND_BYTES * warpgroups * tile)
+        barriers = 8 * ((len(self.steps) + 1) * lanes + 3)
         return tiles.allocated([*parts, barriers])
 
     @property
     def slab_weights(self) -> int:
-        """Weights that a slab has room for."""
-        return max(step.weights for step in self.steps)
+        """Weights that a slab has room for; 0 if all are resident."""
+        return max(0 if step.resident else step.weights for step in self.steps)
+
+    @property
+    def exchange(self) -> Step | None:
+        """The step that exchanges features."""
+        return next((step for step in self.steps if step.kind == "exchange"), None)
+
+    def keeping(self, resident: int) -> "Plan":
+        """The plan with the weights of so many factors resident, the smallest first.
+
+        Raises:
+          NotImplementedError: if there are not so many factors.
+        """
+        if resident > len(self.factors):
+            raise NotImplementedError(
+                f"chain: there are {len(self.factors)} factors, of which {resident} "
+                "cannot be resident"
+            )
+        sizes = [factor.num_weights for factor in self.factors]
+        kept = sorted(range(len(sizes)), key=sizes.__getitem__)[:resident]
+        steps = [
+            dataclasses.replace(
+                step, resident=step.kind == "multiply" and step.factor in kept
+            )
+            for step in self.steps
+        ]
+        return dataclasses.replace(self, steps=tuple(steps))
 
     @property
     def ends_where_it_began(self) -> bool:
-        """Whether the last step reads the buffer that the next tile's first writes."""
-        return len(self.steps) > 1 and self.steps[-1].source == self.steps[0].target
-
-
-def plan(
-    shapes: Sequence[Sequence[int]],
-    types: Types,
-    *,
-    rows: int,
-    mma: Mma,
-    batch_first: bool,
-    shares: int = 1,
-) -> Plan:
-    """Cuts a chain into steps.
-
-    Args:
-      shapes: patterns (a, b, c, d), in the order of the matrix product.
-      types: of the numbers.
-      rows: rows of the batch in a tile.
-      mma: the tile of one mma.
-      batch_first: whether x and y are (batch, features) rather than the other way.
-      shares: how many steps the last factor takes, each for as many of its blocks'
-        rows, if y is stored from a buffer: then that can be smaller.
-
-    Raises:
-      NotImplementedError: if the chain does not fit the kernel; the message says why.
-    """
-    factors = _embed_chain(shapes, types, rows=rows, mma=mma, batch_first=batch_first)
-    last, first = factors[0], factors[-1]
-    steps: list[Step] = []
-    buffers: list[Buffer] = []
-    if _loads(first, types, batch_first=batch_first):
-        buffers.append(
-            Buffer(first.a, first.c, first.d, rows, types.pieces, types.operand)
+        """Whether the last step reads memory that the next tile's first one writes."""
+        first, last = self.steps[0].target, self.steps[-1].source
+        return len(self.steps) > 1 and any(
+            first in group and last in group for group in self.groups
         )
-        run = buffers[0].run if batch_first else first.c
-        units = first.a * first.c * first.d // run
-        steps.append(Step("load", units, len(factors) - 1, None, 0, slab_in=run))
-    for index in reversed(range(1, len(factors))):
-        factor, source = factors[index], len(buffers) - 1 if steps else None
-        made = _between(factors[index - 1], factor, rows, mma, types)
-        assert made is not None
-        in_place = factor.b == factor.c and buffers[-1:] == [made]
-        if not in_place:
-            buffers.append(made)
-        steps.append(
-            Step(
-                "multiply",
-                units=factor.num_blocks,
-                factor=index,
-                source=source,
-                target=len(buffers) - 1,
-                num_rows=factor.b,
-                slab_in=factor.c if source is None else 0,
-                weights=types.pieces * factor.b * factor.c,
-            )
-        )
-    source = len(buffers) - 1 if steps else None
-    stores = _stores(last, types, batch_first=batch_first)
-    if not stores and shares > 1:
-        raise NotImplementedError("chain: only a step that stores y can be shared out")
-    if last.b % (shares * mma.n):
-        raise NotImplementedError(
-            f"chain: {last.b} rows of a block are not {shares} shares of a multiple of "
-            f"{mma.n}"
-        )
-    target = None
-    if stores:
-        target = source
-        if shares > 1 or not _can_end_in(buffers[-1:], last, types, batch_first):
-            buffers.append(
-                Buffer(
-                    last.a,
-                    last.b // shares,
-                    last.d,
-                    rows,
-                    types.result_pieces,
-                    types.result,
-                )
-            )
-            target = len(buffers) - 1
-    for share in range(shares):
-        num_rows = last.b // shares
-        steps.append(
-            Step(
-                "multiply",
-                units=last.num_blocks,
-                factor=0,
-                source=source,
-                target=target,
-                first_row=share * num_rows,
-                num_rows=num_rows,
-                slab_in=last.c if source is None else 0,
-                slab_out=0 if stores else num_rows,
-                weights=types.pieces * num_rows * last.c,
-            )
-        )
-        if stores:
-            run = buffers[-1].run if batch_first else num_rows
-            if not _can_move(rows, run, batch_first):
-                raise NotImplementedError(
-                    f"chain: {run} features of {rows} rows cannot be moved at once"
-                )
-            units = last.a * num_rows * last.d // run
-            steps.append(
-                Step(
-                    "store",
-                    units,
-                    factor=0,
-                    source=target,
-                    target=None,
-                    first_row=share * num_rows,
-                    num_rows=num_rows,
-                    slab_out=run,
-                )
-            )
-    depth = min(
-        _depth(buffers, step.source, factors[step.factor])
-        for step in steps
-        if step.kind == "multiply"
-    )
-    return Plan(factors, tuple(steps), tuple(buffers), types, depth)
 
 
 def move_tile(rows: int, columns: int) -> Mma | None:
@@ -320,129 +279,6 @@ def move_tile(rows: int, columns: int) -> Mma | None:
     return next((m for m in ways if not (rows % m.m or columns % m.n)), None)
 
 
-def _loads(first: Factor, types: Types, *, batch_first: bool) -> bool:
-    """Whether x has to be brought into a buffer before it is multiplied."""
-    return types.pieces > 1 or (batch_first and first.d > 1)
-
-
-def _stores(last: Factor, types: Types, *, batch_first: bool) -> bool:
-    """Whether y has to be brought out of a buffer after it was multiplied.
-
-    A 32-bit sum is stored as it lies in the registers; only 16-bit ones can be
-    transposed on the way.
-    """
-    if batch_first:
-        return last.d > 1
-    return types.y_bytes > OPERAND_BYTES
-
-
-def _depth(buffers: Sequence[Buffer], source: int | None, factor: Factor) -> int:
-    """The widest panel of weights whose columns one slice of the source has all of."""
-    parts = 1 if source is None else buffers[source].num_parts(factor, factor.c)
-    return panel(factor.c // parts, OPERAND_BYTES)
-
-
-def _can_end_in(
-    buffers: Sequence[Buffer], last: Factor, types: Types, batch_first: bool
-) -> bool:
-    """Whether the last factor can work in place, and y be stored from there."""
-    if not buffers or last.b != last.c:
-        return False
-    (buffer,) = buffers
-    if (buffer.pieces, buffer.dtype) != (types.result_pieces, types.result):
-        return False
-    if batch_first:
-        return _can_move(buffer.rows, buffer.run, batch_first)
-    return buffer.num_parts(last, last.b) == 1
-
-
-def _between(
-    left: Factor, right: Factor, rows: int, mma: Mma, types: Types
-) -> Buffer | None:
-    """The buffer that `right` writes and `left` reads, or None if there is no such.
-
-    If the two are chainable, the blocks of `left` are whole columns of the buffer and
-    those of `right` come in pieces of s features; if their transposes are chainable,
-    it is the other way round.
-    """
-    extents = None
-    if right.a % left.a == 0 and left.d % right.d == 0:
-        s = left.d // right.d
-        if right.b % s == 0 and (s == 1 or s % mma.n == 0):
-            extents = (left.a * left.c, s, right.d)
-    if extents is None and left.a % right.a == 0 and right.d % left.d == 0:
-        s = right.d // left.d
-        if left.c % s == 0 and s % MMA_K == 0:
-            extents = (right.a * right.b, s, left.d)
-    return Buffer(*extents, rows, types.pieces, types.operand) if extents else None
-
-
-def _embed_chain(
-    shapes: Sequence[Sequence[int]],
-    types: Types,
-    *,
-    rows: int,
-    mma: Mma,
-    batch_first: bool,
-) -> tuple[Factor, ...]:
-    """The embeddings that fit one another and have the fewest weights.
-
-    A shortest path from the factor that touches x first to the last.
-    """
-    paths: list[tuple[int, tuple[Factor, ...]]] = []
-    for index in reversed(range(len(shapes))):
-        shape = tuple(shapes[index])
-        options = tiles.embeddings(shape, mma)
-        if not options:
-            raise NotImplementedError(
-                f"chain: factors[{index}] of shape {shape} has no embedding in blocks "
-                f"of at most {MAX_COPY} × {MAX_COPY} with c a multiple of {MMA_K} "
-                f"and b of {mma.n}"
-            )
-        options = tuple(
-            factor
-            for factor in options
-            if (index > 0 or _can_store(factor, types, rows, batch_first))
-            and (index < len(shapes) - 1 or _can_load(factor, types, rows, batch_first))
-        )
-        if not options:
-            raise NotImplementedError(
-                f"chain: factors[{index}] of shape {shape}: x and y are moved in runs "
-                f"of d features, or of a block's: at most {MAX_COPY}, and a multiple "
-                f"of what a warpgroup moves at once of {rows} rows"
-            )
-        longer = []
-        for factor in options:
-            fitting = [
-                (weights + factor.num_weights, (factor, *done))
-                for weights, done in (paths or [(0, ())])
-                if not done or _between(factor, done[0], rows, mma, types)
-            ]
-            if fitting:
-                longer.append(min(fitting, key=lambda path: path[0]))
-        if not longer:
-            raise NotImplementedError(
-                f"chain: factors[{index}] of shape {shape} and factors[{index + 1}] of "
-                f"shape {tuple(shapes[index + 1])} do not fit one another: their "
-                f"blocks overlap in part, or in runs that are not multiples of {mma.n}"
-            )
-        paths = longer
-    return min(paths, key=lambda path: path[0])[1]
-
-
-def _can_load(first: Factor, types: Types, rows: int, batch_first: bool) -> bool:
-    if not _loads(first, types, batch_first=batch_first):
-        return True
-    run = first.d if batch_first and first.d > 1 else first.c
-    return _can_move(rows, run, batch_first)
-
-
-def _can_store(last: Factor, types: Types, rows: int, batch_first: bool) -> bool:
-    if not _stores(last, types, batch_first=batch_first):
-        return True
-    return _can_move(rows, last.d if batch_first else last.b, batch_first)
-
-
-def _can_move(rows: int, run: int, batch_first: bool) -> bool:
-    tile = move_tile(rows, run) if batch_first else move_tile(run, rows)
-    return run <= MAX_COPY and tile is not None
+def is_narrow(rows: int, run: int) -> bool:
+    """Whether runs of features are moved several at once, one for each warp."""
+    return run == _NARROW and move_tile(rows, run) is None

@@ -179,6 +179,25 @@ def tiled_layout(
     )
 
 
+def with_unit_axis(layout: Any) -> Any:
+    """The layout of an array (n, 1), of which `unstack_vector` makes one (n,).
+
+    Args:
+      layout: that of the array (n,), in which a thread holds single entries.
+    """
+    flat = layout.to_mgpu()
+
+    def axes(found: Sequence[Any]) -> list[Any]:
+        return [axis if isinstance(axis, Replicated) else 2 * axis for axis in found]
+
+    return tiled_layout(
+        [(*tile, 1) for tile in flat.tiling.tiles],
+        warp_dims=axes(flat.warp_dims),
+        lane_dims=axes(flat.lane_dims),
+        vector_dim=-1,
+    )
+
+
 def varying_as(y: jax.Array, *operands: jax.Array) -> jax.Array:
     """A kernel's result, marked as varying over the mesh axes that its operands do.
 

@@ -39,28 +39,28 @@ T = ⌈b / features⌉:
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
            adds s·c + 4p·c, and on the way back 4b (12b for a float32 result).
 
-Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y,
-and where the turned buffer is used about 2p·rows·depth·blocks for each of its slots and
+Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y, and where the
+turned buffer is used about 2p·rows·depth·blocks for each of its slots and
 2·rows·features·blocks (threefold for a float32 result); see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
 panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
 float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
 
-What binds, as time over the time of HBM, for b = c in 16 bits and batch 25,088, by
-`factor_choice.load` at the default configuration. Predictions: nothing has been timed,
-and the rate of L2 is a guess.
+What binds, as time over the time of HBM, for a = 16, b = c in 16 bits and batch 25,088,
+by `factor_choice.load` at the default configuration. Predictions: nothing has been
+timed, and the rate of L2 is a guess.
 
     b = c                           48     96    192    256    512   1024
-    d = 1, feature-last   L2      1.05   1.02   0.87   0.81   2.93   5.85
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-                          mma     0.25   0.49   0.98   1.30   2.60   5.35
-    d = 4, feature-first  L2      0.81   0.81   0.81   0.81   2.81   5.36
-                          SMEM    0.36   0.50   0.83   1.37   1.73   3.40
-    d = 4, feature-last   L2      1.09   0.82   2.41   2.81   5.22  10.01
-                          SMEM    1.16   1.12   1.94   1.87   3.45   6.61
-    d = 16, feature-last  L2      1.22   2.63   4.00   5.22  10.03  19.63
-                          SMEM    0.85   1.41   2.01   2.59   4.89   9.48
+    d = 1, feature-last   L2      1.02   1.00   0.88   1.22   2.88   5.77
+                          SMEM    0.37   0.52   0.87   1.36   1.81   3.58
+                          mma     0.22   0.44   0.88   1.17   2.35   4.84
+    d = 4, feature-first  L2      0.81   0.81   0.83   1.23   2.75   5.09
+                          SMEM    0.37   0.52   0.87   1.35   1.81   3.45
+    d = 4, feature-last   L2      1.06   0.80   2.37   2.76   5.11   9.80
+                          SMEM    1.21   1.17   2.04   1.97   3.61   6.90
+    d = 16, feature-last  L2      1.19   2.55   3.92   5.09   9.78  19.16
+                          SMEM    0.89   1.47   2.10   2.70   5.10   9.88
 
 So up to blocks of 192 HBM binds, unless x has to be turned: then sums of several blocks
 share the registers, tiles get small, and from about 256 × 256 for d = 4, 128 × 128 for
@@ -82,7 +82,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
-from pallas_kernels.blocks import bias_blocks
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import Config, Tiling, tiling
@@ -151,7 +150,7 @@ def factor(
     y = _launch(
         compat.gpu_only(x.reshape(_view(plan, plan.factor.c))),
         factor_weights.before_launch(w, plan),
-        None if bias is None else _offsets(bias, plan),
+        None if bias is None else factor_weights.bias_before_launch(bias, plan),
         plan,
         activation,
         out,
@@ -202,15 +201,6 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     if plan.transposes and not plan.whole_runs:
         return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
-
-
-def _offsets(bias: jax.Array, plan: Tiling) -> jax.Array:
-    """The bias as (a·d, b), in the order of the weights, in whole tiles."""
-    padding = plan.feature_tiles * plan.config.features - plan.factor.b
-    blocks = jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, padding)))
-    if plan.interleave > 1:
-        blocks = factor_weights.interleave(blocks, 1, plan.features, plan.interleave)
-    return blocks
 
 
 def _launch(
@@ -340,7 +330,7 @@ class _Kernel:
                     self.turn(serial, at)
                     self.meet()
                 panels = factor_weights.panels(
-                    self.w_slab, plan, item.feature, chunk, at
+                    self.w_slab, plan, item.block, item.feature, chunk, at
                 )
                 sums = self.multiply(serial, at, panels, sums)
                 # TMA may overwrite what was just read.
@@ -389,7 +379,9 @@ class _Kernel:
             index = cta + turn * plan.ctas
         index, feature = _divmod(index, plan.feature_tiles)
         if config.batch_first:
+            index, kept = _divmod(index, config.kept)
             group, tile = _divmod(index, plan.batch_tiles)
+            group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
         return _Item(
@@ -421,11 +413,14 @@ class _Kernel:
                 self.fetch_weights(item, chunk, at, self.loaded.at[at])
 
     def keep_weights(self, item: _Item, turn: jax.Array) -> None:
-        """Fetches the weights of an item's block, unless they are those at hand."""
+        """Brings the weights of an item's group, unless they are those at hand."""
         plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
-        @pl.when((turn == 0) | (item.block != before.block))
+        def group(item: _Item) -> jax.Array:
+            return jax.lax.div(item.block, plan.kept)
+
+        @pl.when((turn == 0) | (group(item) != group(before)))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":
@@ -635,15 +630,14 @@ class _Kernel:
 
     def epilogue(self, sums: jax.Array, block: Any, feature: jax.Array) -> jax.Array:
         if self.offsets is not None:
-            along = 0 if self.plan.way == "flat" else 1
-            offsets = plgpu.load(
-                self.offsets.at[block, pl.ds(feature, self.plan.features)],
-                layout=self.layout("ACC").reduce(along),
-                optimized=False,
+            layout = self.layout("ACC")
+            offsets = factor_weights.load_bias(
+                self.offsets, block, feature, self.plan, layout
             )
+            along = 1 if self.plan.way == "flat" else 0
             # Which of several layouts it has is not clear from the reduced one.
-            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (1 - along,))
-            sums = sums + plgpu.layout_cast(wide, self.layout("ACC"))
+            wide = jax.lax.broadcast_in_dim(offsets, sums.shape, (along,))
+            sums = sums + plgpu.layout_cast(wide, layout)
         return activate(sums, self.activation)
 
     def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:

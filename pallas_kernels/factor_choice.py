@@ -101,15 +101,15 @@ def load(plan: Tiling) -> Load:
 def _visits(plan: Tiling) -> int:
     """How often a CTA fetches the resident weights of a group of blocks."""
     # It takes a run of items and fetches at each new group.
-    return min(plan.items, plan.groups + plan.ctas)
+    return min(plan.items, plan.groups // plan.config.kept + plan.ctas)
 
 
 def _visit_bytes(plan: Tiling) -> int:
     """Bytes of L2 that are read for the resident weights of a group of blocks."""
-    factor, item, blocks = plan.factor, plan.item_in, plan.config.blocks
+    factor, item = plan.factor, plan.item_in
     if plan.arrival == "arranged":
         # Of the neighbours along d, whole sectors are read.
-        nearby = min(item * factor.d, max(_SECTOR, item * blocks))
+        nearby = min(item * factor.d, max(_SECTOR, item * plan.kept))
         return factor.b * factor.c * nearby
     return plan.weight_stages * plan.weight_bytes
 
@@ -125,7 +125,7 @@ def preparation(plan: Tiling) -> float:
         return H200.launch_seconds + moved / H200.hbm
     # A CTA that waits for its weights does nothing else.
     at_once = 128 * plan.config.warpgroups * arrangement.HELD
-    rounds = -(-factor.b * factor.c * plan.config.blocks // at_once)
+    rounds = -(-factor.b * factor.c * plan.kept // at_once)
     visits = _visits(plan)
     return (
         visits * _visit_bytes(plan) / H200.l2
@@ -133,6 +133,7 @@ def preparation(plan: Tiling) -> float:
     )
 
 
+_M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
 _SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
@@ -262,7 +263,10 @@ def _candidates(
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
-        for m_warps in (1, 2, 4):
+        together = {1}
+        if resident and blocks == (1,):
+            together |= {math.gcd(d, 4), math.gcd(d, 16)}
+        for m_warps, kept in itertools.product(_M_WARPS, sorted(together)):
             yield Config(
                 rows=rows,
                 features=feature,
@@ -274,4 +278,5 @@ def _candidates(
                 m_warps=m_warps,
                 slots=slots,
                 resident=resident,
+                kept=kept,
             )

@@ -66,6 +66,8 @@ class Config:
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
         CTA walks through the batch; needs batch_first.
+      kept: neighbours along d whose weights stay together, as they are together in w;
+        1 unless x is feature-first, d > 1, and weights are resident.
     """
 
     rows: int = 64
@@ -82,6 +84,7 @@ class Config:
     ctas: int = 132
     batch_first: bool = False
     resident: bool = False
+    kept: int = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -251,7 +254,7 @@ class Tiling:
             self.features // s,
             factor.c // s,
             self.weight_width,
-            math.gcd(self.run, s * factor.d),
+            math.gcd(s * self.kept, s * factor.d),
             self.item_in,
         )
 
@@ -264,7 +267,12 @@ class Tiling:
     def slab_weights(self) -> tuple[int, ...]:
         """The same of the weights, (panels, blocks, features, width)."""
         config, width = self.config, self.weight_width
-        return (config.depth // width, config.blocks, config.features, width)
+        return (config.depth // width, self.kept, config.features, width)
+
+    @property
+    def kept(self) -> int:
+        """Blocks whose weights are in shared memory together."""
+        return self.config.blocks * self.config.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -291,6 +299,12 @@ class Tiling:
             features = self.config.features * self.config.blocks
             return (1, self.config.rows, panel(features, self.item_out))
         return (4, self.config.rows, self.config.blocks)
+
+    @property
+    def output_unit(self) -> int:
+        """Outputs in one tile of a warpgroup's mma.sync."""
+        m_warps = self.config.m_warps
+        return 8 * (4 // m_warps) if self.way == "flat" else 16 * m_warps
 
     @property
     def num_sums(self) -> int:
@@ -438,6 +452,13 @@ def misfit(plan: Tiling) -> str | None:
         return "blocks must be 1"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
+    if config.kept > 1 and (
+        not config.resident
+        or d % config.kept
+        or plan.transposes
+        or plan.arrival != "arranged"
+    ):
+        return "kept must be 1, or divide d, with resident weights and feature-first x"
     # Of the product, for one warp each.
     m_unit, n_unit = 16 * config.m_warps, 8 * (4 // config.m_warps)
     rows, features = plan.rows, plan.features

@@ -8,7 +8,8 @@ activation is padded.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator
 
 SMEM_BYTES = 232_448  # What one CTA may take on Hopper.
 MAX_COPY = 256  # What one TMA copy moves along one axis.
@@ -67,7 +68,8 @@ class Factor:
         return self.num_blocks * self.b * self.c
 
 
-def embeddings(shape: Sequence[int], mma: Mma) -> tuple[Factor, ...]:
+@functools.cache
+def embeddings(shape: tuple[int, ...], mma: Mma) -> tuple[Factor, ...]:
     """Ways to embed a factor in one whose blocks are multiples of the mma tile.
 
     Args:

@@ -1,7 +1,8 @@
 """What a launch of the chain kernel moves, and how long that should take.
 
-Bytes are counted from the plan; whether device memory, the L2 cache, shared memory or
-waiting binds the kernel follows from the chip's rates. Nothing here is measured.
+Bytes are counted from the plan; whether device memory, the L2 cache, shared memory, the
+network between multiprocessors or waiting binds the kernel follows from the chip's
+rates. Nothing here is measured.
 """
 
 import dataclasses
@@ -12,20 +13,24 @@ from pallas_kernels.chain_plan import OPERAND_BYTES, Plan
 from pallas_kernels.chips import H200, Chip
 from pallas_kernels.tiles import Mma
 
+_SECTOR = 32  # Bytes that the L2 cache deals in.
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes for each vector of the batch, in a full tile.
+    """Bytes for each vector of the batch, in a full tile, over all CTAs of a cluster.
 
     Attributes:
       hbm: x, read once, and y, written once.
-      l2: these, and the weights, which every tile fetches anew.
+      l2: these, and the weights that every tile fetches anew.
       shared: all that is written to shared memory or read from it.
+      peers: of these, read from another CTA's.
     """
 
     hbm: float
     l2: float
     shared: float
+    peers: float = 0.0
 
 
 def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
@@ -40,20 +45,32 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
       mma: the tile of one mma.
     """
     types = plan.types
-    last, first = plan.factors[0], plan.factors[-1]
+    last, first = plan.whole[0], plan.whole[-1]
     n_in, n_out = first.a * first.c * first.d, last.a * last.b * last.d
     hbm = types.x_bytes * n_in + types.y_bytes * n_out
-    weights = sum(step.units * step.weights for step in plan.steps) * OPERAND_BYTES
-    shared = float(hbm)  # Between HBM and the slabs, by TMA.
-    shared += weights / rows
+    fetched = sum(
+        step.units * step.weights * OPERAND_BYTES
+        for step in plan.steps
+        if not step.resident
+    )
+    shared = fetched / rows
+    l2 = peers = 0.0
     for step in plan.steps:
         source = 0 if step.source is None else plan.buffers[step.source].pieces
         target = 0 if step.target is None else plan.buffers[step.target].pieces
         if step.kind == "load":
-            shared += n_in * (types.x_bytes + OPERAND_BYTES * target)
+            features = step.units * step.slab_in
+            shared += features * (types.x_bytes + OPERAND_BYTES * target)
         elif step.kind == "store":
             features = step.units * step.slab_out
             shared += features * (types.y_bytes + OPERAND_BYTES * source)
+        elif step.kind == "exchange":
+            assert step.source is not None
+            layout = plan.buffers[step.source]
+            features = layout.outer * layout.middle * layout.inner
+            moved = OPERAND_BYTES * features * source
+            shared += 2 * moved
+            peers += moved * (plan.cluster - 1) / plan.cluster
         else:
             columns = step.units * plan.factors[step.factor].c
             made = step.units * step.num_rows
@@ -62,7 +79,22 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
             repeats = len(pieces.products(types.pieces)) * mma.m_warps
             shared += per_piece * repeats / rows
             shared += made * (OPERAND_BYTES * target or types.y_bytes)
-    return Traffic(hbm=hbm, l2=hbm + weights / rows, shared=shared)
+        for features, size in (
+            (step.slab_in, types.x_bytes),
+            (step.slab_out, types.y_bytes),
+        ):
+            num_bytes: float = step.units * features * size
+            if step.run and plan.cluster > 1:  # Runs are spread over whole sectors.
+                num_bytes *= math.ceil(step.run * size / _SECTOR)
+                num_bytes *= _SECTOR / (step.run * size)
+            l2 += num_bytes
+    size = plan.cluster
+    return Traffic(
+        hbm=hbm,
+        l2=size * (l2 + fetched / rows),
+        shared=hbm + size * shared,
+        peers=size * peers,
+    )
 
 
 # Seconds, assumed: from the start of a copy to its end; and what a warpgroup needs for
@@ -72,8 +104,8 @@ _UNIT = 0.2e-6
 _OTHER_REGISTERS = 32  # For addresses and counters.
 
 
-def registers(plan: Plan, *, rows: int, mma: Mma) -> int:
-    """Registers that a thread needs, roughly, for the operands and sums of a block."""
+def registers(plan: Plan, *, rows: int, mma: Mma, warpgroups: int) -> int:
+    """Registers that a thread needs, roughly, for what its warpgroup has at a time."""
     most = 0
     for step in plan.steps:
         if step.kind == "multiply":
@@ -83,6 +115,10 @@ def registers(plan: Plan, *, rows: int, mma: Mma) -> int:
             x = rows * columns * (4 // mma.m_warps) // 2
             weights = step.num_rows * plan.depth * mma.m_warps // 2
             most = max(most, (sums + x + weights) // 128)
+        elif step.kind == "exchange":
+            assert plan.shares is not None
+            numbers = math.prod(plan.shares.tile) * rows * step.units // warpgroups
+            most = max(most, numbers // (2 * 128))
         else:
             most = max(most, rows * max(step.slab_in, step.slab_out) // 128)
     return most + _OTHER_REGISTERS
@@ -97,13 +133,15 @@ def seconds(
     warpgroups: int,
     stages: int,
     smem_bytes: int,
+    moved: Traffic | None = None,
     chip: Chip = H200,
 ) -> float:
     """How long a launch should take on a chip; infinite where registers run out.
 
-    The slowest of: HBM, L2, shared memory, waiting for what is fetched, and the latency
-    of a warpgroup's instructions. To that comes what is lost where warpgroups meet,
-    unless another CTA computes meanwhile.
+    The slowest of: HBM, L2, shared memory, what CTAs read of one another's, waiting for
+    what is fetched, and the latency of a warpgroup's instructions. To that comes what
+    is lost where warpgroups meet, unless another CTA computes meanwhile, and the time
+    in which weights that stay are fetched.
 
     Args:
       plan: of the chain.
@@ -113,34 +151,71 @@ def seconds(
       warpgroups: of a CTA.
       stages: units under way, per warpgroup.
       smem_bytes: shared memory of a CTA.
+      moved: what `count` found, None to count.
       chip: the device.
     """
-    together = 2 if 2 * (smem_bytes + chip.cta_bytes) <= chip.smem_bytes else 1
-    needed = registers(plan, rows=rows, mma=mma)
-    if needed * 128 * warpgroups > chip.registers or needed > 255:
-        return math.inf
-    if together * needed * 128 * warpgroups > chip.registers:
-        together = 1
-    bytes_of = count(plan, rows=rows, mma=mma)
-    per_vector = max(
-        bytes_of.hbm / chip.hbm,
-        bytes_of.l2 / chip.l2,
-        bytes_of.shared / chip.shared,
+    together = resident_ctas(
+        plan,
+        rows=rows,
+        mma=mma,
+        warpgroups=warpgroups,
+        smem_bytes=smem_bytes,
+        chip=chip,
     )
-    turns = [-(-step.units // warpgroups) for step in plan.steps]
+    if not together:
+        return math.inf
+    at_once = chip.clusters(plan.cluster) * together
+    moved = moved or count(plan, rows=rows, mma=mma)
+    per_vector = least_seconds(plan, moved, chip=chip)
+    turns = sum(-(-step.units // warpgroups) for step in plan.steps)
     # `stages` products are fetched ahead, and as many arrive in the time of one fetch.
     products = sum(
-        turn
-        for turn, step in zip(turns, plan.steps, strict=True)
-        if step.kind == "multiply"
+        -(-step.units // warpgroups)
+        for step in plan.steps
+        if step.kind == "multiply" and not step.resident
     )
     late = max(0, products - stages) / stages
-    per_tile = max(
-        rows * per_vector * chip.multiprocessors * together,
-        late * _FETCH,
-        sum(turns) * _UNIT,
-    )
+    meetings = (len(plan.steps) - 1) * chip.meet_seconds
+    if plan.shares is not None:  # All meet before and amid the exchange.
+        meetings += 2 * chip.cluster_meet_seconds - chip.meet_seconds
+    rate, late_seconds = rows * per_vector * at_once, late * _FETCH
     if together == 1:
-        per_tile += (len(plan.steps) - 1) * chip.meet_seconds
-    at_once = chip.multiprocessors * together
-    return math.ceil(math.ceil(batch / rows) / at_once) * per_tile
+        per_tile = max(rate, late_seconds, turns * _UNIT) + meetings
+    else:
+        hidden = meetings if plan.cluster > 1 else 0.0
+        per_tile = max(rate, late_seconds, turns * _UNIT + hidden)
+    tiles = math.ceil(batch / rows)
+    kept = OPERAND_BYTES * sum(
+        step.units * step.weights for step in plan.steps if step.resident
+    )
+    kept *= min(at_once, tiles) * plan.cluster
+    return math.ceil(tiles / at_once) * per_tile + kept / chip.l2
+
+
+def least_seconds(plan: Plan, moved: Traffic, *, chip: Chip = H200) -> float:
+    """How long a vector takes, in a large batch, by what is moved alone."""
+    busy = chip.clusters(plan.cluster) * plan.cluster / chip.multiprocessors
+    return max(
+        moved.hbm / chip.hbm,
+        moved.l2 / chip.l2,
+        moved.shared / (chip.shared * busy),
+        moved.peers / (chip.peers * busy),
+    )
+
+
+def resident_ctas(
+    plan: Plan,
+    *,
+    rows: int,
+    mma: Mma,
+    warpgroups: int,
+    smem_bytes: int,
+    chip: Chip = H200,
+) -> int:
+    """CTAs that a multiprocessor has room for: 0, 1 or 2; arguments as in `seconds`."""
+    needed = registers(plan, rows=rows, mma=mma, warpgroups=warpgroups)
+    if needed * 128 * warpgroups > chip.registers or needed > 255:
+        return 0
+    if 2 * needed * 128 * warpgroups > chip.registers:
+        return 1
+    return 2 if 2 * (smem_bytes + chip.cta_bytes) <= chip.smem_bytes else 1

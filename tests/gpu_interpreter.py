@@ -52,11 +52,17 @@ gpu_callbacks._get = _get_from_peer
 
 @contextlib.contextmanager
 def interpreter() -> Iterator[None]:
-    """Kernels traced inside run in the interpreter; scratch memory starts as NaN."""
+    """Kernels traced inside run in the interpreter; scratch memory starts as NaN.
+
+    Fails at the end if there was a race in one of them.
+    """
     params = plgpu.InterpretGPUParams(detect_races=True)
     try:
         with plgpu.force_gpu_interpret_mode(params):
             yield
+            jax.effects_barrier()
+            races = gpu_callbacks._races  # None if no kernel ran.
+            assert races is None or not races.races_found
     finally:
         gpu_callbacks.reset_gpu_interpret_mode_state()
 
@@ -65,5 +71,5 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
     """What a function with one kernel in it returns under jit; fails on a race."""
     with interpreter():
         result = jax.block_until_ready(jax.jit(function)(*args))
-        assert not gpu_callbacks.get_races().races_found
+        assert gpu_callbacks.get_races() is not None
     return result

@@ -66,6 +66,19 @@ def activate(y: np.ndarray, activation: str | None) -> np.ndarray:
     }[activation]
 
 
+def slope(y: np.ndarray, activation: str | None) -> np.ndarray:
+    """The derivative of `activate`."""
+    sigmoid = 1 / (1 + np.exp(-y))
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))
+    inner = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * y**2)
+    return {
+        None: np.ones_like(y),
+        "relu": (y > 0).astype(y.dtype),
+        "gelu": (1 + tanh) / 2 + y * (1 - tanh**2) * inner / 2,
+        "silu": sigmoid * (1 + y * (1 - sigmoid)),
+    }[activation]
+
+
 def gradients(x, factors: Sequence, dy) -> tuple[np.ndarray, list[np.ndarray]]:
     """Gradients of Σ y·dy in x (batch, in_features) and in each factor.
 

@@ -90,9 +90,27 @@ def test_exact_products_of_small_blocks_need_no_tensor_core(axis):
     assert launch.kernel == "chain"
 
 
-def test_one_launch_is_given_up_where_it_should_take_longer():
-    launches = plan(bj.Chain.monarch(4096, 4096))
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_one_launch_is_given_up_where_it_should_take_longer(axis):
+    launches = plan(bj.Chain.monarch(16384, 16384), axis=axis)
     assert [launch.kernel for launch in launches] == ["factor", "factor"]
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        bj.Chain.monarch(4096, 4096),
+        bj.Chain.square_dyadic(4096),
+        bj.Chain.from_shape(4096, 4096, num_factors=3),
+        bj.Chain.from_shape(8192, 8192, num_factors=3),
+    ],
+    ids=str,
+)
+def test_chains_that_outgrow_a_multiprocessor_share_a_cluster(chain, axis):
+    (launch,) = plan(chain, axis=axis, batch=25_088)
+    assert launch.config.cluster > 1
+    assert f"chain in clusters of {launch.config.cluster}: " in str(launch)
 
 
 def test_a_plan_reads_well():

@@ -15,9 +15,10 @@ import butterjax as bj
     [
         ("pallas", bj.Chain.monarch(256, 256), "bfloat16"),
         ("pallas_chain", bj.Chain.monarch(256, 256), "bfloat16"),
+        ("pallas_chain", bj.Chain.monarch(1024, 1024), "bfloat16"),
         ("pallas_chain", bj.Chain.square_dyadic(64), "float32"),
     ],
-    ids=["pallas", "pallas_chain", "radix"],
+    ids=["pallas", "pallas_chain", "one launch back", "radix"],
 )
 def test_batch_and_gradients_over_a_mesh(name, chain, dtype):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))

@@ -71,6 +71,13 @@ def test_runs_share_a_launch():
     )
     # x, y, three factors as they are given, and the one intermediate.
     assert floor.chain_bytes(chain, call, runs=runs) == 4 * (10 * 16 + 48 + 10 * 8)
+    # The gradients are those of the two, with the one intermediate computed again.
+    both = floor.Call(10, 4, True)
+    assert len(floor.chain_launches(chain, both, runs=runs)) == 2 + 1 + 2 * 2
+    trained = 4 * (2 * (10 * 16 + 48) + 10 * 8)
+    assert floor.chain_bytes(chain, both, runs=runs) == trained
+    radix2 = 4 * (2 * (10 * 16 + 48) + 2 * 10 * 8)
+    assert floor.chain_bytes(chain, both) == radix2
 
 
 def test_launches_of_a_dense_layer():

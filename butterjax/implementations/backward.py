@@ -1,4 +1,46 @@
-"""The backward pass of a chain: what should move the fewest bytes, and doing it."""
+"""The backward pass of a chain: what should move the fewest bytes, and doing it.
+
+With x, the factors and dy at hand, factors with small blocks are multiplied out, as
+going forward, to L factors K₁…K_L. If these are two, of 16 bits, all else is one launch
+of `pallas_kernels.backward`, where that should be faster. If not, from the left to the
+right,
+
+    h = K_{l+1}…K_L x        one launch of the chain kernel, where it fits
+    dw_l = Σ dy hᵀ           one product per block over the batch, by XLA, f32 sums
+    dy ← K_lᵀ dy             one launch; the last one gives dx
+
+and the gradients of the factors follow from the dw_l. Nothing is kept from the forward
+pass but its operands, and as XLA orders it one h is alive at a time. Where the
+gradients of some weights are not wanted, dy passes several factors in one launch. With
+an activation, z = K x + b is computed again too, and dy·act'(z), in f32, comes before
+all.
+
+Bytes of a forward and a backward pass, in arrays of the size of x, for a chain of L
+factors that keep it, given as G factors:
+
+    einsum    2G, then 2G for the dw and 2G for dx: 6G; and what XLA transposes
+    launches  2, then 2(L - 1) for the h, 2L for the dw, 2L for dx: 6L
+    kernel    2, then 3: x, dy and dx
+
+if each h takes one launch. If it takes one for each factor, as with large blocks,
+(L - 1)(L - 2) come to that. `plan_backward` counts; it leaves the chain to XLA where
+that moves clearly less, here from L = 6 on, and where kernels refuse a pattern, or an
+intermediate whose rows are no multiple of 16 bytes. What XLA writes, of that by
+transposes, and holds in temporaries, y among them, compiled for an H200, bfloat16,
+features last, 25,088 vectors:
+
+    in arrays of the size of x         einsum              launches
+    1024, 2 factors                     4.1  0.0  2.0      4.1  0.0  1.0
+    the same, with gelu                 7.1  0.0  3.0      6.1  0.0  1.0
+    the same, cuBLAS for Triton        17.0  6.0  8.0      6.0  2.0  1.1
+    1024, 10 factors of 2 x 2          64.0 44.0 11.0      4.1  0.0  1.0
+    4096, 6 factors of 4 x 4           36.0 24.0  7.0      5.1  0.0  1.1
+    16384, 3 factors                   15.0  9.0  4.0     11.0  2.0  2.0
+
+The transposes are of factors whose a and d are both above one: their blocks lie apart
+both ways, which XLA multiplies in no layout but its own. It makes about six for the
+three products of such a factor; two remain, of x and dy for dw.
+"""
 
 import dataclasses
 import functools
@@ -11,14 +53,24 @@ import jax.numpy as jnp
 from butterjax.factors import fuse, transpose
 from butterjax.implementations.derivatives import Operands, xla_gradients
 from butterjax.implementations.launches import (
+    MANY,
     apply_launches,
     partitions,
     plan_launches,
 )
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
-from butterjax.pattern import Chain
+from butterjax.pattern import Chain, Pattern
+from pallas_kernels import arguments, chips
+from pallas_kernels import backward as fused
 from pallas_kernels.epilogue import Activation, activate
+
+# More bytes than XLA's by which launches are given up: they take less memory, and reach
+# more of the rate of a copy than products of blocks that lie apart.
+_LOSS = 1.5
+
+# The share of a copy's rate that launches and products reach at best, assumed.
+_REACHED = 0.8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,14 +78,17 @@ class BackwardPlan:
     """How the gradients of a chain are computed.
 
     Attributes:
-      form: "launches" for the kernels of the forward pass and a product per weight
-        gradient, "xla" for XLA's gradients of `einsum`.
+      form: "kernel" for one launch of the backward kernel; "launches" for the kernels
+        of the forward pass, and a product per weight gradient; "xla" for XLA's
+        gradients of `einsum`.
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product; of one factor each for "xla".
+      config: of the backward kernel, None for the other forms.
     """
 
-    form: Literal["launches", "xla"]
+    form: Literal["kernel", "launches", "xla"]
     partition: tuple[int, ...]
+    config: fused.Config | None = None
 
 
 def plan_backward(
@@ -43,8 +98,12 @@ def plan_backward(
     batch: int,
     axis: FeatureAxis = -1,
     precision: jax.lax.PrecisionLike = None,
+    has_weights: bool = True,
 ) -> BackwardPlan:
-    """The way in which `backward` computes the gradients of a chain.
+    """How `backward` computes the gradients of a chain.
+
+    By launches, unless these move clearly more bytes than XLA, or are refused; and by
+    the backward kernel where it should take less time than these bytes do.
 
     Args:
       patterns: the chain.
@@ -52,20 +111,90 @@ def plan_backward(
       batch: vectors in x.
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
+      has_weights: whether gradients of weights are wanted, and not of x alone.
     """
+    one_each = (1,) * len(patterns)
+    most = _LOSS * _numbers_by_xla(patterns)
+    for partition in (*partitions(patterns), one_each) if batch else ():
+        whole = patterns.fuse(partition)
+        try:
+            numbers = _numbers_by_launches(whole, dtype, batch, axis, precision)
+        except NotImplementedError:
+            numbers = None
+        if has_weights:
+            least = most if numbers is None else min(numbers, most)
+            config = _kernel_config(whole, dtype, batch, axis, least)
+            if config is not None:
+                return BackwardPlan("kernel", partition, config)
+        if numbers is None:
+            continue
+        if numbers <= most:
+            return BackwardPlan("launches", partition)
+        break  # The others have more factors.
+    return BackwardPlan("xla", one_each)
+
+
+def _kernel_config(
+    patterns: Chain,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis,
+    numbers: float,
+) -> fused.Config | None:
+    """The backward kernel's, if it beats moving so many numbers for each vector."""
+    try:
+        config = fused.default_config(patterns.shapes, dtype, batch, axis=axis)
+    except NotImplementedError:
+        return None
+    # In a configuration for that many: the choice should not depend on the batch.
+    seconds = fused.predicted_seconds(patterns.shapes, dtype, MANY, axis=axis)
+    rate = _REACHED * chips.H200.hbm
+    apart = MANY * numbers * jnp.dtype(dtype).itemsize / rate
+    return config if seconds < apart else None
+
+
+def _numbers_by_launches(
+    patterns: Chain,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+) -> int:
+    """Numbers that are read and written for each vector; raises if kernels refuse."""
     plan = functools.partial(
         plan_launches, dtype=dtype, batch=batch, axis=axis, precision=precision
     )
-    one_each = (1,) * len(patterns)
-    for partition in (*partitions(patterns), one_each) if batch else ():
-        try:
-            for pattern in patterns.fuse(partition):
-                plan(Chain([pattern]))
-                plan(Chain([pattern.transpose]))
-        except NotImplementedError:
-            continue  # An intermediate that is no array of its own going forward.
-        return BackwardPlan("launches", partition)
-    return BackwardPlan("xla", one_each)
+    itemsize = jnp.dtype(dtype).itemsize
+    numbers = 0
+    for index, pattern in enumerate(patterns):
+        # Going forward, an intermediate need not be an array of its own.
+        rows = pattern.in_features if axis == -1 else batch
+        arguments.check_runs("backward", "h", (1, rows), itemsize, axis)
+        after = patterns.patterns[index + 1 :]
+        launches = [*plan(Chain([pattern.transpose]))]
+        launches += plan(Chain(after)) if after else ()
+        numbers += sum(map(_ends, (launch.chain for launch in launches)))
+        # The product, and two transposes, each read and written, where it needs them.
+        numbers += _ends(Chain([pattern])) * (3 if _is_apart(pattern) else 1)
+    return numbers
+
+
+def _numbers_by_xla(patterns: Chain) -> int:
+    """The same by XLA: h, dw and dx of each factor, and six transposes."""
+    each = (
+        _ends(Chain([pattern])) * (9 if _is_apart(pattern) else 3)
+        for pattern in patterns
+    )
+    return sum(each) - _ends(Chain(patterns.patterns[:1]))  # Nobody reads y.
+
+
+def _ends(chain: Chain) -> int:
+    return chain.in_features + chain.out_features
+
+
+def _is_apart(pattern: Pattern) -> bool:
+    """Whether blocks lie apart both ways, and XLA transposes before it multiplies."""
+    return pattern.a > 1 and pattern.d > 1
 
 
 def backward(
@@ -80,12 +209,14 @@ def backward(
 ) -> Operands:
     """The gradients of a chain, as `plan_backward` has it; a `derivatives.Backward`."""
     x, factors, _ = operands
+    _, factors_wanted, _ = wanted
     plan = plan_backward(
         Chain.of(factors),
         dtype=x.dtype,
         batch=x.shape[1 + axis],
         axis=axis,
         precision=precision,
+        has_weights=any(factors_wanted),
     )
     options: dict[str, Any] = {
         "axis": axis,
@@ -93,58 +224,18 @@ def backward(
         "preferred_element_type": preferred_element_type,
         "activation": activation,
     }
-    match plan.form:
-        case "launches":
-            return _by_launches(operands, dy, wanted, plan.partition, **options)
-        case "xla":
-            return xla_gradients(options, wanted, operands, dy)
-
-
-def _by_launches(
-    operands: Operands,
-    dy: jax.Array,
-    wanted: Operands,
-    partition: tuple[int, ...],
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: jax.typing.DTypeLike,
-    activation: Activation | None,
-) -> Operands:
-    """The gradients by kernels that apply chains, and a product for each dw."""
-    x, factors, bias = operands
-    x_wanted, factors_wanted, bias_wanted = wanted
+    if plan.form == "xla":
+        return xla_gradients(options, wanted, operands, dy)
     wide = accumulation_dtype(x.dtype, preferred_element_type)
-    apply = functools.partial(apply_launches, axis=axis, precision=precision)
-
-    def multiply_out(factors: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        return fuse(factors, partition, precision="highest")
-
     products, pull_back = jax.vjp(
-        multiply_out, [factor.astype(wide) for factor in factors]
+        functools.partial(fuse, partition=plan.partition, precision="highest"),
+        [factor.astype(wide) for factor in factors],
     )
     weights = tuple(product.astype(x.dtype) for product in products)
-    dz = dy.astype(wide)
-    if activation is not None:
-        z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
-        _, through = jax.vjp(
-            functools.partial(activate, activation=activation), z.astype(wide)
-        )
-        (dz,) = through(dz)
-    dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
-    ends = [sum(partition[: i + 1]) for i in range(len(partition))]
-    dx, dweights = _chain_gradients(
-        x,
-        weights,
-        dz.astype(x.dtype),
-        x_wanted=x_wanted,
-        weights_wanted=[
-            any(factors_wanted[end - length : end])
-            for end, length in zip(ends, partition, strict=True)
-        ],
-        axis=axis,
-        precision=precision,
-    )
+    compute = _by_launches
+    if plan.form == "kernel":
+        compute = _by_kernel
+    dx, dweights, dbias = compute(operands, weights, dy, wanted, plan, **options)
     (dfactors,) = pull_back(
         tuple(
             jnp.zeros_like(product) if dw is None else dw.astype(wide)
@@ -156,6 +247,73 @@ def _by_launches(
         for dfactor, factor in zip(dfactors, factors, strict=True)
     )
     return dx, narrow, dbias
+
+
+def _by_kernel(
+    operands: Operands,
+    weights: Sequence[jax.Array],
+    dy: jax.Array,
+    wanted: Operands,
+    plan: BackwardPlan,
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """The gradients of x, of what was multiplied out and of the bias, by one launch."""
+    del wanted, preferred_element_type  # It computes all in one, from dy as x is.
+    x, _, bias = operands
+    return fused.backward(
+        x,
+        weights,
+        dy.astype(x.dtype),
+        axis=axis,
+        bias=bias,
+        activation=activation,
+        config=plan.config,
+        precision=precision,
+    )
+
+
+def _by_launches(
+    operands: Operands,
+    weights: Sequence[jax.Array],
+    dy: jax.Array,
+    wanted: Operands,
+    plan: BackwardPlan,
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """The same by kernels that apply chains, and a product for each dw."""
+    x, _, bias = operands
+    x_wanted, factors_wanted, bias_wanted = wanted
+    apply = functools.partial(apply_launches, axis=axis, precision=precision)
+    dz = dy.astype(accumulation_dtype(x.dtype, preferred_element_type))
+    if activation is not None:
+        z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
+        _, through = jax.vjp(
+            functools.partial(activate, activation=activation), z.astype(dz.dtype)
+        )
+        (dz,) = through(dz)
+    dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
+    ends = [sum(plan.partition[: i + 1]) for i in range(len(plan.partition))]
+    dx, dweights = _chain_gradients(
+        x,
+        weights,
+        dz.astype(x.dtype),
+        x_wanted=x_wanted,
+        weights_wanted=[
+            any(factors_wanted[end - length : end])
+            for end, length in zip(ends, plan.partition, strict=True)
+        ],
+        axis=axis,
+        precision=precision,
+    )
+    return dx, tuple(dweights), dbias
 
 
 def _chain_gradients(
@@ -177,8 +335,6 @@ def _chain_gradients(
             continue
         if done < index:
             dy = apply(dy, transpose(weights[done:index]))
-            # Only then the next intermediate: XLA would keep several at a time.
-            x, dy, dweights = jax.lax.optimization_barrier((x, dy, dweights))
             done = index
         after = weights[index + 1 :]
         h = apply(x, after) if after else x

@@ -20,9 +20,11 @@ _BLOCKS = (64, 32, 16)
 
 _SMALL_BLOCK = 8
 
-# The prediction is rough: one launch is given up where it is clearly worse.
+# The prediction is rough: one launch is given up where it is clearly worse. That of a
+# cluster rests on more that was never measured, so it has to be no worse.
 _LOSS = 2.0
-_MANY = 32_768  # Vectors of a batch that fills the chip.
+_LOSS_OF_CLUSTERS = 1.0
+MANY = 32_768  # Vectors of a batch that fills the chip.
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 Kernel = Literal["chain", "factor", "radix"]
@@ -51,7 +53,9 @@ class Launch:
         patterns = "".join(
             f"({', '.join(map(str, shape))})" for shape in self.chain.shapes
         )
-        return f"{self.kernel}: {given} factors as {patterns}"
+        ctas = self.config.cluster if isinstance(self.config, chain.Config) else 1
+        where = f" in clusters of {ctas}" if ctas > 1 else ""
+        return f"{self.kernel}{where}: {given} factors as {patterns}"
 
 
 def plan_launches(
@@ -66,9 +70,10 @@ def plan_launches(
     """The launches that `pallas_chain` makes for a chain.
 
     Neighbours with small blocks are multiplied out, and all factors share one launch if
-    they fit in shared memory, with room left to work in; if they do not, then the
-    longest runs that do. A single factor has a kernel of its own; so has a chain of
-    small blocks in float32 under precision "highest", without tensor cores.
+    they fit in shared memory, of one multiprocessor or of a cluster of them, with room
+    left to work in; if they do not, then the longest runs that do. A single factor has
+    a kernel of its own; so has a chain of small blocks in float32 under precision
+    "highest", without tensor cores.
 
     Args:
       patterns: the chain.
@@ -214,11 +219,11 @@ def _kernel_for(
         return "factor", factor.default_config(shapes[0], dtype, **kwargs)
     config = chain.default_config(shapes, dtype, **kwargs)
     together = chain.predicted_seconds(
-        shapes, dtype, **{**kwargs, "batch": _MANY, "config": config}
+        shapes, dtype, **{**kwargs, "batch": MANY, "config": config}
     )
     features = sum(a * (b + c) * d for a, b, c, d in shapes)
-    apart = dtype.itemsize * features * _MANY / chips.H200.hbm
-    if together > _LOSS * apart:
+    apart = dtype.itemsize * features * MANY / chips.H200.hbm
+    if together > (_LOSS if config.cluster == 1 else _LOSS_OF_CLUSTERS) * apart:
         raise NotImplementedError(
             f"chain: {shapes} should take {together / apart:.1f} times as long in one "
             "launch as HBM needs for the factors one by one"

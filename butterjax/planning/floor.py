@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from butterjax.pattern import Chain
+from butterjax.pattern import Chain, Pattern
 from butterjax.planning.rates import Rates
 
 
@@ -92,10 +92,10 @@ def chain_launches(
       call: how the chain is called.
       runs: chains whose product is the chain, in that order: each is applied in one
         launch, its intermediates kept on chip. The backward pass then computes the
-        intermediates again, one factor at a time, as the gradients are. None for a
-        launch per factor, forward too.
+        intermediates again, one factor of the runs at a time, as the gradients are.
+        None for a launch per factor, forward too.
     """
-    single = tuple(_launch(Chain([pattern]), call) for pattern in chain.patterns)[::-1]
+    single = tuple(_launch(Chain([one]), call) for one in _launched(chain, runs))[::-1]
     if runs is None:
         return single * (3 if call.backward else 1)
     forward = tuple(_launch(run, call) for run in reversed(runs))
@@ -115,17 +115,27 @@ def chain_bytes(
     """Memory for x, the factors and y, their gradients, and intermediates.
 
     The arguments are those of `chain_launches`. Forward, two neighbouring
-    intermediates exist at a time, and none within a run; the gradients need all.
+    intermediates exist at a time, and none within a run; the gradients need all of
+    them, but one at a time where there are runs.
     """
     arrays = _chain_arrays(chain, call)
-    middles = [call.batch * pattern.in_features for pattern in chain.patterns[:-1]]
+    patterns = _launched(chain, runs)
+    middles = [call.batch * pattern.in_features for pattern in patterns[:-1]]
     if call.backward:
-        return call.itemsize * (2 * arrays + sum(middles))
+        kept = sum(middles) if runs is None else max(middles, default=0)
+        return call.itemsize * (2 * arrays + kept)
     if runs is not None:
         middles = [call.batch * run.in_features for run in runs[:-1]]
     pairs = zip([0, *middles], [*middles, 0], strict=True)
     most = max(left + right for left, right in pairs)
     return call.itemsize * (arrays + most)
+
+
+def _launched(chain: Chain, runs: Sequence[Chain] | None) -> tuple[Pattern, ...]:
+    """The factors as they are multiplied with: those of the runs, if there are any."""
+    if runs is None:
+        return chain.patterns
+    return tuple(pattern for run in runs for pattern in run.patterns)
 
 
 def _launch(chain: Chain, call: Call) -> Launch:

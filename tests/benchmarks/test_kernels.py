@@ -46,7 +46,7 @@ def test_what_is_to_be_compared_first():
 def test_a_workload_that_is_refused():
     kernel = kernels.KERNELS["chain"]
     with pytest.raises(NotImplementedError, match="chain"):
-        kernels.candidates(kernel, workload("monarch:16384x16384"), 3)
+        kernels.candidates(kernel, workload("monarch:65536x65536"), 3)
 
 
 @pytest.mark.parametrize("kernel", kernels.KERNELS.values(), ids=lambda k: k.name)

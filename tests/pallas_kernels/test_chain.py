@@ -11,9 +11,11 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import chain_plan
+from pallas_kernels import chain_plan, chain_steps
 from pallas_kernels.chain import Config, chain, default_config
 from tests import gpu_interpreter, reference
+from tests.pallas_kernels.chain_check import both_layouts
+from tests.pallas_kernels.chain_check import check as check_chain
 
 SMALL = Config(rows=32, warpgroups=2, m_warps=2, stages=2, out_stages=1, ctas=2)
 ONE_CTA = Config(rows=32, warpgroups=3, m_warps=2, stages=3, out_stages=2, ctas=1)
@@ -21,24 +23,7 @@ NARROW = Config(rows=16, warpgroups=2, m_warps=1, stages=1, out_stages=1, ctas=1
 TALL = Config(rows=64, warpgroups=1, m_warps=4, stages=2, out_stages=2, ctas=1)
 MONARCH = [(1, 16, 16, 16), (16, 16, 16, 1)]
 
-both_layouts = pytest.mark.parametrize("axis", [-1, 0])
-
-
-def check(shapes, *, batch, axis, dtype="bfloat16", config=SMALL, **kwargs):
-    """Compares the kernel with float64 on random numbers."""
-    patterns = bj.Chain(shapes)
-    x = reference.draw((batch, patterns.in_features), dtype, seed=1)
-    factors = reference.draw_factors(patterns, dtype, seed=2)
-    function = functools.partial(chain, axis=axis, config=config, **kwargs)
-    y = gpu_interpreter.run(function, x if axis == -1 else x.T, factors)
-    assert y.dtype == kwargs.get("out_dtype", dtype)
-    expected = reference.apply(x, factors)
-    if "bias" in kwargs:
-        expected = expected + reference.wide(kwargs["bias"])
-    expected = reference.activate(expected, kwargs.get("activation"))
-    error = reference.relative_error(y if axis == -1 else y.T, expected)
-    exact = kwargs.get("precision") == "highest"
-    assert error < tolerance(dtype, len(patterns), tf32=not exact)
+check = functools.partial(check_chain, config=SMALL)
 
 
 @both_layouts
@@ -199,7 +184,7 @@ def arrays(shapes, *, batch=32, axis=-1, dtype="bfloat16"):
         (arrays([(1, 24, 24, 1)]), -1, "shape .1, 24, 24, 1. has no embedding"),
         (arrays([(1, 512, 16, 1)]), -1, "blocks of at most 256 × 256"),
         (
-            arrays([(1, 128, 128, 128), (128, 128, 128, 1)]),
+            arrays([(1, 256, 256, 256), (256, 256, 256, 1)]),
             -1,
             "bytes of shared memory",
         ),
@@ -234,7 +219,7 @@ def test_configurations_that_cannot_be(fields, reason):
 def test_default_configuration_fits(in_features, out_features, axis):
     shapes = bj.Chain.monarch(in_features, out_features).shapes
     config = default_config(shapes, "bfloat16", 4096, axis=axis)
-    plan = chain_plan.plan(
+    plan = chain_steps.plan(
         shapes,
         chain_plan.Types("bfloat16", "bfloat16"),
         rows=config.rows,

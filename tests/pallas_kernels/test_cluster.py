@@ -1,5 +1,7 @@
 """Features change hands within a cluster, without races."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,14 @@ from tests import gpu_interpreter
 
 
 def exchange_twice(x, shares, *, warpgroups):
-    """x (outer, inner, rows) held by outer, pulled by inner, and pulled back.
+    """x (outer, inner[, minor], rows) held by outer, pulled by inner, and pulled back.
 
-    Returns what each CTA held by inner, (S, outer, inner/S, rows), and x again.
+    Returns what each CTA held by inner, (S, outer, inner/S·minor, rows), and x again.
     """
-    outer, inner, rows = x.shape
+    outer, inner, *minor, rows = x.shape
     size = shares.shares
     part_outer, part_inner = shares.part
+    by_inner_shape = (outer, part_inner * shares.minor, rows)
 
     def body(x_ref, seen_ref, y_ref, by_outer, by_inner, loaded, phase):
         wg = jax.lax.axis_index("wg")
@@ -61,12 +64,12 @@ def exchange_twice(x, shares, *, warpgroups):
     return plgpu.kernel(
         body,
         out_type=[
-            jax.ShapeDtypeStruct((size, outer, part_inner, rows), x.dtype),
+            jax.ShapeDtypeStruct((size, *by_inner_shape), x.dtype),
             jax.ShapeDtypeStruct(x.shape, x.dtype),
         ],
         scratch_types=[
-            plgpu.SMEM((part_outer, inner, rows), x.dtype),
-            plgpu.SMEM((outer, part_inner, rows), x.dtype),
+            plgpu.SMEM((part_outer, inner, *minor, rows), x.dtype),
+            plgpu.SMEM(by_inner_shape, x.dtype),
             plgpu.Barrier(),
             barrier,
         ],
@@ -82,19 +85,21 @@ def exchange_twice(x, shares, *, warpgroups):
 
 
 @pytest.mark.parametrize(
-    ("outer", "inner", "rows", "size", "warpgroups"),
+    ("outer", "inner", "minor", "rows", "size", "warpgroups"),
     [
-        (8, 16, 64, 1, 1),
-        (8, 16, 64, 2, 2),
-        (16, 24, 32, 4, 1),
-        (4, 8, 128, 2, 1),
-        (12, 8, 16, 2, 1),
+        (8, 16, 1, 64, 1, 1),
+        (8, 16, 1, 64, 2, 2),
+        (16, 24, 1, 32, 4, 1),
+        (4, 8, 1, 128, 2, 1),
+        (12, 8, 1, 16, 2, 1),
+        (4, 4, 4, 64, 2, 1),
+        (2, 4, 16, 128, 2, 2),
     ],
 )
-def test_features_change_hands(outer, inner, rows, size, warpgroups):
-    shares = cluster.Shares(outer, inner, rows, size, "share")
-    shape = (outer, inner, rows)
-    x = np.random.default_rng(0).permutation(outer * inner * rows).reshape(shape)
+def test_features_change_hands(outer, inner, minor, rows, size, warpgroups):
+    shares = cluster.Shares(outer, inner, rows, size, "share", minor)
+    shape = (outer, inner, rows) if minor == 1 else (outer, inner, minor, rows)
+    x = np.random.default_rng(0).permutation(math.prod(shape)).reshape(shape)
     x = jnp.asarray(x, jnp.uint16)
     seen, y = gpu_interpreter.run(
         lambda x: exchange_twice(x, shares, warpgroups=warpgroups), x

@@ -114,7 +114,9 @@ KEPT = {"batch_first": True, "resident": True}
         ),
         (  # Of 24 outputs that are not neighbours, one warpgroup has 16.
             *((1, 48, 48, 4), -1, "bfloat16"),
-            Config(64, 64, 32, 4, split_features=2, m_warps=1, stages=2, **KEPT),
+            Config(
+                *(64, 64, 96, 4), split_features=2, m_warps=1, stages=1, slots=1, **KEPT
+            ),
         ),
         (
             *((1, 48, 72, 2), -1, "bfloat16"),
@@ -124,7 +126,9 @@ KEPT = {"batch_first": True, "resident": True}
             *((1, 16, 32, 8), -1, "float32"),
             Config(64, 16, 16, 8, m_warps=1, stages=2, slots=1, **KEPT),
         ),
-        ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, **KEPT)),
+        ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, kept=2, **KEPT)),
+        # Two groups of neighbours whose weights stay together.
+        ((1, 48, 40, 8), 0, "bfloat16", dataclasses.replace(BY_ROWS, kept=4, **KEPT)),
         # Neither b nor c a multiple of the tile; rows of 40 bytes.
         ((2, 24, 20, 3), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
         ((2, 24, 20, 1), 0, "bfloat16", dataclasses.replace(TALL, **KEPT)),
@@ -137,11 +141,17 @@ def test_weights_that_stay_are_read_where_they_are(shape, axis, dtype, config):
     assert moved_before(shape, config, axis=axis, dtype=dtype) == set()
 
 
-def moved_before(shape, config, **options):
+def moved_before(shape, config, *, axis, dtype="bfloat16", with_bias=False):
     """What is done to arrays outside the kernel, but for what moves nothing."""
-    axis = options.pop("axis")
-    call = arrays(shape, axis=axis, batch=256, **options)
-    jaxpr = jax.make_jaxpr(functools.partial(factor, axis=axis, config=config))(*call)
+    call = [*arrays(shape, axis=axis, batch=256, dtype=dtype)]
+    if with_bias:
+        a, b, _, d = shape
+        call.append(jax.ShapeDtypeStruct((a * b * d,), dtype))
+
+    def function(x, w, bias=None):
+        return factor(x, w, bias=bias, axis=axis, config=config)
+
+    jaxpr = jax.make_jaxpr(function)(*call)
     done = {equation.primitive.name for equation in jaxpr.eqns}
     return done - {"reshape", "gpu_only", "custom_vmap_call"}  # The last is the kernel.
 
@@ -153,6 +163,10 @@ def moved_before(shape, config, **options):
 def test_small_blocks_need_nothing_before_the_kernel(shape, batch, dtype, axis):
     config = default_config(shape, dtype, batch, axis=axis)
     assert moved_before(shape, config, axis=axis, dtype=dtype) == set()
+    if shape != (1, 32, 32, 4):  # Outputs that share a run are no whole tiles.
+        assert (
+            moved_before(shape, config, axis=axis, dtype=dtype, with_bias=True) == set()
+        )
 
 
 def test_streamed_weights_of_spread_blocks_are_put_in_order():
@@ -202,6 +216,11 @@ def test_any_batch(shape, config, batch):
             Config(64, 32, 32, 4, split_blocks=2, m_warps=1, stages=2),
             "silu",
         ),
+        # Of whole tiles of the tensor core, the bias is read where it is.
+        ((2, 40, 32, 1), -1, TALL, None),
+        ((2, 48, 16, 3), 0, ALONE, None),
+        ((2, 16, 16, 8), -1, Config(64, 16, 16, 8, m_warps=1, stages=2), None),
+        ((1, 64, 32, 4), -1, Config(64, 32, 32, 4, m_warps=1, stages=2), None),
     ],
     ids=str,
 )
@@ -231,13 +250,16 @@ def test_empty_batch(axis):
     assert y.dtype == jnp.float32
 
 
-def test_vmap():
-    xs = reference.draw((2, 40, 64), "bfloat16")
-    (w,) = reference.draw_factors(bj.Chain([(2, 16, 32, 1)]), "bfloat16")
+@pytest.mark.parametrize("d", [1, 2])
+def test_vmap(d):
+    xs = reference.draw((2, 32 * d, 40), "bfloat16")
+    (w,) = reference.draw_factors(bj.Chain([(1, 16, 32, d)]), "bfloat16")
     ws = np.stack([w, 2 * w])
-    ys = gpu_interpreter.run(jax.vmap(functools.partial(factor, config=ALONE)), xs, ws)
+    config = dataclasses.replace(ALONE, **KEPT)
+    function = jax.vmap(functools.partial(factor, axis=0, config=config))
+    ys = gpu_interpreter.run(function, xs, ws)
     for x, w, y in zip(xs, ws, ys, strict=True):
-        error = reference.relative_error(y, reference.apply(x, [w]))
+        error = reference.relative_error(y.T, reference.apply(x.T, [w]))
         assert error < tolerance("bfloat16", 1)
 
 
@@ -294,6 +316,11 @@ def test_exports_for_a_gpu_from_any_machine():
             arrays((2, 72, 16, 1)),
             {"config": dataclasses.replace(RESIDENT, batch_first=False)},
             "resident weights need batch_first",
+        ),
+        (
+            arrays((2, 64, 16, 4), axis=0),
+            {"config": dataclasses.replace(ALONE, kept=2), "axis": 0},
+            "kept must be 1, or divide d",
         ),
     ],
 )

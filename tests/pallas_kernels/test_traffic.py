@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pallas_kernels import chain_plan, chips, traffic
+from pallas_kernels import chain_plan, chain_steps, chips, traffic
 from pallas_kernels.chain import Config, predicted_seconds
 from pallas_kernels.tiles import Mma
 
@@ -15,7 +15,7 @@ MMA = Mma(2)
 
 def make_plan(shapes=MONARCH, x="bfloat16", num_pieces=1, batch_first=True):
     types = chain_plan.Types(x, x, num_pieces)
-    return chain_plan.plan(shapes, types, rows=32, mma=MMA, batch_first=batch_first)
+    return chain_steps.plan(shapes, types, rows=32, mma=MMA, batch_first=batch_first)
 
 
 def test_features_first():
@@ -45,6 +45,45 @@ def test_pieces():
     loaded, read, stored = 8 * n, 2 * 4 * n, 4 * n
     by_tma = 8 * n + 2 * weights
     assert found.shared == by_tma + loaded + read + 3 * 2 * weights + stored
+
+
+def test_clusters():
+    # Two CTAs, each with half of the blocks of either factor.
+    cluster = chain_steps.plan(
+        [(1, 32, 32, 32), (32, 32, 32, 1)],
+        chain_plan.Types("bfloat16", "bfloat16"),
+        rows=32,
+        mma=MMA,
+        batch_first=True,
+        cluster=2,
+        resident=1,
+    )
+    alone = make_plan([(1, 32, 32, 32), (32, 32, 32, 1)])
+    found = traffic.count(cluster, rows=32, mma=MMA)
+    whole = traffic.count(alone, rows=32, mma=MMA)
+    n, weights = 1024, 32 * 32 * 32 * 2 / 32
+    assert found.hbm == whole.hbm == 4 * n
+    # The weights of one factor are not fetched anew; half of the tile changes hands.
+    assert found.l2 == whole.l2 - weights == 4 * n + weights
+    assert found.peers == 2 * n / 2
+    assert found.shared == whole.shared - weights + 2 * 2 * n
+
+
+def test_short_runs_take_whole_sectors():
+    shapes = [(1, 32, 32, 32), (32, 32, 32, 1)]
+    types = chain_plan.Types("bfloat16", "bfloat16")
+    counted = [
+        traffic.count(
+            chain_steps.plan(
+                shapes, types, rows=64, mma=MMA, batch_first=True, cluster=size
+            ),
+            rows=64,
+            mma=MMA,
+        )
+        for size in (2, 4)  # Runs of y of 32 and 16 bytes.
+    ]
+    assert counted[1].l2 == counted[0].l2 + 2 * 1024
+    assert counted[1].peers == 1.5 * counted[0].peers
 
 
 def seconds(**changes):
