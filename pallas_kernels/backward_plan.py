@@ -22,7 +22,7 @@ _REGISTER_BYTES = 4
 _ACTIVATED = 1024  # Numbers that an activation is applied to at a time, about.
 _OTHER_REGISTERS = 32  # For addresses and counters.
 CTA_AXIS = "cta"
-MAX_DEPTH = 32  # Of a product whose operands are loaded at a time.
+MAX_DEPTH = 16  # What is loaded at a time of the operands of a product.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -298,7 +298,9 @@ class Plan:
         for product in self.products:
             m, n, depth = product.m, product.n, product.k
             if not product.is_summed:
-                most = max(most, m * n + _AHEAD * product.loaded(min(depth, MAX_DEPTH)))
+                most = max(
+                    most, m * n + _AHEAD * product.loaded(min(depth, 2 * MAX_DEPTH))
+                )
             else:
                 most = max(most, _AHEAD * product.loaded(depth))
         bias = math.prod(self.bias_sums) // _WARPGROUP
