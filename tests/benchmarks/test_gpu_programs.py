@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 
 import jax
@@ -132,6 +133,21 @@ def test_weights_may_be_put_in_order_where_a_case_says_so():
     case = dataclasses.replace(CASE, reordered=True)
     outcome = {"facts": beside(make_facts(2)), "unsupported": None, "error": None}
     assert gpu_programs.judge(case, "forward", "pallas", **outcome) == ()
+
+
+@pytest.mark.parametrize(("launches", "num_problems"), [(2, 0), (3, 1)])
+def test_gradients_in_one_more_launch(launches, num_problems):
+    case = dataclasses.replace(CASE, has_fused_gradients=True)
+    judge = functools.partial(
+        gpu_programs.judge,
+        case,
+        "forward+backward",
+        facts=make_facts(launches),
+        unsupported=None,
+        error=None,
+    )
+    assert len(judge("pallas_chain")) == num_problems
+    assert judge("pallas") == ()  # One launch for each factor, and more backward.
 
 
 def test_cases_of_ones_own_may_be_refused():
