@@ -14,7 +14,7 @@ def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
 
     Args:
       x: of any shape and real floating-point type.
-      activation: "relu" for max(x, 0), "gelu" for the tanh form of
+      activation: "relu" for max(x, 0), whose slope at 0 is 0, "gelu" for the tanh form of
         x·Φ(x) that `jax.nn.gelu` has by default, "silu" for x / (1 + exp(-x)), None
         for x itself.
 
@@ -25,7 +25,8 @@ def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
         case None:
             return x
         case "relu":
-            return jnp.maximum(x, 0)
+            # As `jax.nn.relu` is, of slope 0 at 0; which kernels cannot lower.
+            return jnp.where(x <= 0, 0, x)
         case "gelu":
             return jax.nn.gelu(x, approximate=True)
         case "silu":

@@ -1,5 +1,6 @@
 """Activations against their formulas in float64."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import special
@@ -29,6 +30,13 @@ def test_activations(activation, formula, error):
     y = epilogue.activate(x, activation)
     assert y.dtype == np.float32
     assert np.abs(y - formula(np.float64(x))).max() <= error
+
+
+def test_relu_where_it_has_no_slope():
+    x = np.array([-1, -0.0, 0, 2, np.nan], np.float32)
+    y, pull_back = jax.vjp(lambda x: epilogue.activate(x, "relu"), x)
+    np.testing.assert_array_equal(y, [0, 0, 0, 2, np.nan])
+    np.testing.assert_array_equal(pull_back(np.ones_like(x))[0][:4], [0, 0, 0, 1])
 
 
 def test_all_are_listed():
