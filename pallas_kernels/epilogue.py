@@ -14,8 +14,8 @@ def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
 
     Args:
       x: of any shape and real floating-point type.
-      activation: "relu" for max(x, 0), whose slope at 0 is 0, "gelu" for the tanh form of
-        x·Φ(x) that `jax.nn.gelu` has by default, "silu" for x / (1 + exp(-x)), None
+      activation: "relu" for max(x, 0), whose slope at 0 is 0, "gelu" for the tanh form
+        of x·Φ(x) that `jax.nn.gelu` has by default, "silu" for x / (1 + exp(-x)), None
         for x itself.
 
     Returns:
