@@ -22,11 +22,7 @@ _WARPGROUPS = (1, 2, 4)
 _STAGES = (1, 2)
 _OUT_STAGES = (1, 2)
 
-# Seconds, assumed: from the start of a copy to its end; and what a warpgroup needs for
-# the instructions of one product, and to bring one piece from a peer.
-_FETCH = 0.8e-6
-_UNIT = 0.2e-6
-_PULL = 0.3e-6
+_PULL = 0.3e-6  # Seconds, assumed, that bringing one piece from a peer takes.
 _THREADS = 128
 _ALIKE = (
     1.05  # Predictions tell no smaller differences: then fewer registers are better.
@@ -169,8 +165,7 @@ def predicted_seconds(
 def _together(made: Plan, chip: Chip) -> int:
     """How many CTAs a multiprocessor holds: 1 or 2."""
     registers = made.registers * _THREADS * made.config.warpgroups
-    fits = 2 * (made.smem_bytes + chip.cta_bytes) <= chip.smem_bytes
-    return 2 if fits and 2 * registers <= chip.registers else 1
+    return 2 if chip.has_room_for_two(made.smem_bytes, registers) else 1
 
 
 def _seconds(made: Plan, batch: int, together: int, chip: Chip) -> float:
@@ -208,4 +203,5 @@ def _latency(made: Plan, chip: Chip) -> float:
         turned = (made.x_slab[1] + made.dy_slab[1]) / config.warpgroups
     # Features first, a slab is in use until the end.
     waits = not made.batch_first and config.x_stages == 1
-    return (units + turned / 2) * _UNIT + pieces * _PULL + meetings + waits * _FETCH
+    products = (units + turned / 2) * chip.unit_seconds
+    return products + pieces * _PULL + meetings + waits * chip.copy_seconds

@@ -23,6 +23,8 @@ class Chip:
       meet_seconds: lost where the warpgroups of a CTA wait for one another.
       cluster_meet_seconds: lost where those of a cluster do.
       load_seconds: from a load until its data is there, from L2 or device memory.
+      copy_seconds: from the start of a copy by TMA to its end.
+      unit_seconds: that a warpgroup needs for the instructions of one product.
       launch_seconds: that one more kernel takes if it has next to nothing to do.
     """
 
@@ -40,6 +42,8 @@ class Chip:
     meet_seconds: float
     cluster_meet_seconds: float
     load_seconds: float
+    copy_seconds: float
+    unit_seconds: float
     launch_seconds: float
 
     @property
@@ -52,6 +56,16 @@ class Chip:
         if size == 1:
             return self.multiprocessors
         return self.multiprocessors // self.group * (self.group // size)
+
+    def has_room_for_two(self, smem_bytes: int, registers: int) -> bool:
+        """Whether two CTAs share a multiprocessor: one computes as the other waits.
+
+        Args:
+          smem_bytes: shared memory of a CTA.
+          registers: of all its threads.
+        """
+        fits = 2 * (smem_bytes + self.cta_bytes) <= self.smem_bytes
+        return fits and 2 * registers <= self.registers
 
 
 # The rates and times are assumed: no row of this project holds them yet.
@@ -70,5 +84,7 @@ H200 = Chip(
     meet_seconds=0.3e-6,
     cluster_meet_seconds=0.4e-6,
     load_seconds=0.8e-6,
+    copy_seconds=0.8e-6,
+    unit_seconds=0.2e-6,
     launch_seconds=3e-6,
 )

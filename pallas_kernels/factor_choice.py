@@ -233,12 +233,9 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
 
 
 def _fits_twice(plan: Tiling) -> bool:
-    """Whether two CTAs share a multiprocessor: one computes as the other waits."""
-    threads = 2 * 128 * plan.config.warpgroups
-    return (
-        2 * (plan.smem_bytes + H200.cta_bytes) <= H200.smem_bytes
-        and threads * (plan.registers + 24) <= H200.registers
-    )
+    """Whether two CTAs share a multiprocessor."""
+    registers = 128 * plan.config.warpgroups * (plan.registers + 24)
+    return H200.has_room_for_two(plan.smem_bytes, registers)
 
 
 def _candidates(

@@ -97,10 +97,6 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
     )
 
 
-# Seconds, assumed: from the start of a copy to its end; and what a warpgroup needs for
-# the instructions of one unit.
-_FETCH = 0.8e-6
-_UNIT = 0.2e-6
 _OTHER_REGISTERS = 32  # For addresses and counters.
 
 
@@ -178,12 +174,12 @@ def seconds(
     meetings = (len(plan.steps) - 1) * chip.meet_seconds
     if plan.shares is not None:  # All meet before and amid the exchange.
         meetings += 2 * chip.cluster_meet_seconds - chip.meet_seconds
-    rate, late_seconds = rows * per_vector * at_once, late * _FETCH
+    rate, late_seconds = rows * per_vector * at_once, late * chip.copy_seconds
     if together == 1:
-        per_tile = max(rate, late_seconds, turns * _UNIT) + meetings
+        per_tile = max(rate, late_seconds, turns * chip.unit_seconds) + meetings
     else:
         hidden = meetings if plan.cluster > 1 else 0.0
-        per_tile = max(rate, late_seconds, turns * _UNIT + hidden)
+        per_tile = max(rate, late_seconds, turns * chip.unit_seconds + hidden)
     tiles = math.ceil(batch / rows)
     kept = OPERAND_BYTES * sum(
         step.units * step.weights for step in plan.steps if step.resident
@@ -214,8 +210,7 @@ def resident_ctas(
 ) -> int:
     """CTAs that a multiprocessor has room for: 0, 1 or 2; arguments as in `seconds`."""
     needed = registers(plan, rows=rows, mma=mma, warpgroups=warpgroups)
-    if needed * 128 * warpgroups > chip.registers or needed > 255:
+    of_all = needed * 128 * warpgroups
+    if of_all > chip.registers or needed > 255:
         return 0
-    if 2 * needed * 128 * warpgroups > chip.registers:
-        return 1
-    return 2 if 2 * (smem_bytes + chip.cta_bytes) <= chip.smem_bytes else 1
+    return 2 if chip.has_room_for_two(smem_bytes, of_all) else 1
