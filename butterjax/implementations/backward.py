@@ -46,6 +46,7 @@ three products of such a factor; two remain, of x and dy for dw.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -144,15 +145,15 @@ def _kernel_config(
     numbers: float,
 ) -> fused.Config | None:
     """The backward kernel's, if it beats moving so many numbers for each vector."""
-    try:
-        config = fused.default_config(patterns.shapes, dtype, batch, axis=axis)
-    except NotImplementedError:
-        return None
-    # In a configuration for that many: the choice should not depend on the batch.
-    seconds = fused.predicted_seconds(patterns.shapes, dtype, MANY, axis=axis)
     rate = _REACHED * chips.H200.hbm
     apart = MANY * numbers * jnp.dtype(dtype).itemsize / rate
-    return config if seconds < apart else None
+    try:
+        # In a configuration for that many: the choice should not depend on the batch.
+        if fused.predicted_seconds(patterns.shapes, dtype, MANY, axis=axis) >= apart:
+            return None
+        return fused.default_config(patterns.shapes, dtype, batch, axis=axis)
+    except NotImplementedError:
+        return None
 
 
 def _numbers_by_launches(
@@ -210,7 +211,7 @@ def backward(
     activation: Activation | None,
 ) -> Operands:
     """The gradients of a chain, as `plan_backward` has it; a `derivatives.Backward`."""
-    x, factors, _ = operands
+    x, factors, bias = operands
     _, factors_wanted, _ = wanted
     plan = plan_backward(
         Chain.of(factors),
@@ -234,10 +235,21 @@ def backward(
         [factor.astype(wide) for factor in factors],
     )
     weights = tuple(product.astype(x.dtype) for product in products)
-    compute = _by_launches
+    dx: jax.Array | None
+    dweights: Sequence[jax.Array | None]
     if plan.form == "kernel":
-        compute = _by_kernel
-    dx, dweights, dbias = compute(operands, weights, dy, wanted, plan, **options)
+        dx, dweights, dbias = fused.backward(
+            *(x, weights, dy.astype(x.dtype)),
+            axis=axis,
+            bias=bias,
+            activation=activation,
+            config=plan.config,
+            precision=precision,
+        )
+    else:
+        dx, dweights, dbias = _by_launches(
+            operands, weights, dy.astype(wide), wanted, plan.partition, **options
+        )
     (dfactors,) = pull_back(
         tuple(
             jnp.zeros_like(product) if dw is None else dw.astype(wide)
@@ -251,50 +263,26 @@ def backward(
     return dx, narrow, dbias
 
 
-def _by_kernel(
-    operands: Operands,
-    weights: Sequence[jax.Array],
-    dy: jax.Array,
-    wanted: Operands,
-    plan: BackwardPlan,
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: jax.typing.DTypeLike,
-    activation: Activation | None,
-) -> Operands:
-    """The gradients of x, of what was multiplied out and of the bias, by one launch."""
-    del wanted, preferred_element_type  # It computes all in one, from dy as x is.
-    x, _, bias = operands
-    return fused.backward(
-        x,
-        weights,
-        dy.astype(x.dtype),
-        axis=axis,
-        bias=bias,
-        activation=activation,
-        config=plan.config,
-        precision=precision,
-    )
-
-
 def _by_launches(
     operands: Operands,
     weights: Sequence[jax.Array],
-    dy: jax.Array,
+    dz: jax.Array,
     wanted: Operands,
-    plan: BackwardPlan,
+    partition: tuple[int, ...],
     *,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
     preferred_element_type: jax.typing.DTypeLike,
     activation: Activation | None,
 ) -> Operands:
-    """The same by kernels that apply chains, and a product for each dw."""
+    """Gradients of x, of what was multiplied out and of the bias, by several launches.
+
+    Each is of a kernel that applies a chain, or a product for a dw. dz is the gradient
+    of the result, as it accumulates.
+    """
     x, _, bias = operands
     x_wanted, factors_wanted, bias_wanted = wanted
     apply = functools.partial(apply_launches, axis=axis, precision=precision)
-    dz = dy.astype(accumulation_dtype(x.dtype, preferred_element_type))
     if activation is not None:
         z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
         _, through = jax.vjp(
@@ -302,7 +290,6 @@ def _by_launches(
         )
         (dz,) = through(dz)
     dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
-    ends = [sum(plan.partition[: i + 1]) for i in range(len(plan.partition))]
     dx, dweights = _chain_gradients(
         x,
         weights,
@@ -310,7 +297,9 @@ def _by_launches(
         x_wanted=x_wanted,
         weights_wanted=[
             any(factors_wanted[end - length : end])
-            for end, length in zip(ends, plan.partition, strict=True)
+            for end, length in zip(
+                itertools.accumulate(partition), partition, strict=True
+            )
         ],
         axis=axis,
         precision=precision,
