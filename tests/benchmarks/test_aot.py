@@ -1,24 +1,18 @@
 import dataclasses
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks import aot, hlo
+from tests.benchmarks import gpu_compiler
+from tests.benchmarks.gpu_compiler import needs_compiler
 from tests.benchmarks.kernel_facts import KERNEL
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-needs_compiler = pytest.mark.skipif(
-    bool(aot.missing_wheels()),
-    reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
-)
 
 LAUNCH = hlo.Launch(
     "kernel.1", "mosaic_gpu_v2", times=1, moved_bytes=0, written_bytes=8
@@ -156,21 +150,8 @@ def show(facts):
 
 
 def run(code):
-    """What a process of its own prints, as JAX reads its settings once."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM + code],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    """What a process prints that compiles."""
+    done = gpu_compiler.run(PROGRAM + code)
     assert done.stderr == ""
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks import aot, gpu_programs
+from tests.benchmarks.gpu_compiler import needs_compiler
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -60,10 +61,7 @@ def test_help_shows_an_example():
     assert gpu_programs.CASES[0].name in text
 
 
-@pytest.mark.skipif(
-    bool(aot.missing_wheels()),
-    reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
-)
+@needs_compiler
 def test_compiles_for_real(tmp_path):
     options = ("--case=(1,48,48,1)", "--implementation=bmm", "--direction=forward")
     done = run(*options, f"--output_dir={tmp_path}")

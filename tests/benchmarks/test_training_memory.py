@@ -1,16 +1,10 @@
 """What a training step of one layer takes beside its arguments and gradients."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from benchmarks import aot
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.benchmarks import gpu_compiler
 
 PROGRAM = """
 import json, sys
@@ -39,10 +33,7 @@ for implementation, dtype, factors in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.skipif(
-    bool(aot.missing_wheels()),
-    reason="XLA's CUDA compiler is not installed here; `make gpu-test` runs this",
-)
+@gpu_compiler.needs_compiler
 def test_intermediates_at_a_time_do_not_grow_with_the_factors():
     # In bfloat16 one launch has all gradients; in float32 there are intermediates.
     cases = [
@@ -51,20 +42,7 @@ def test_intermediates_at_a_time_do_not_grow_with_the_factors():
         for dtype, factors in (("bfloat16", 2), ("bfloat16", 6), ("float32", 2))
     ]
     cases.append(("pallas_chain", "float32", 10))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(cases)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    done = gpu_compiler.run(PROGRAM, json.dumps(cases), timeout=600)
     # In arrays as large as x.
     of = dict(zip(cases, map(float, done.stdout.split()), strict=True))
     share = {case[1:]: of["pallas_chain", *case[1:]] / of[case] for case in cases[:3]}
