@@ -131,6 +131,52 @@ def _stack_lane(ctx: Any, *parts: Any, layout: Any) -> Any:
     )
 
 
+_unzip_p = Primitive("unzip_operands")
+_unzip_p.multiple_results = True
+
+
+@_unzip_p.def_abstract_eval
+def _unzip_abstract(x: Any, *, layout: Any) -> list[Any]:
+    del layout
+    panels, rows, width, length = x.shape
+    return [x.update(shape=(rows, panels * width))] * length
+
+
+def _unzip(x: jax.Array, *, layout: Any) -> list[jax.Array]:
+    del layout
+    panels, rows, width, length = x.shape
+    pairs = x.reshape(panels // 2, 2, rows, width, length).transpose(2, 0, 3, 1, 4)
+    operands = pairs.reshape(rows, panels * width, length)
+    return [operands[..., i] for i in range(length)]
+
+
+mlir.register_lowering(_unzip_p, mlir.lower_fun(_unzip, multiple_results=True))
+
+
+@_lowering.register_lowering_rule(_unzip_p, plgpu.LoweringSemantics.Lane)
+def _unzip_lane(ctx: Any, x: Any, *, layout: Any) -> list[Any]:
+    operand = layout.to_mgpu()
+    shape = operand.registers_shape(ctx.avals_out[0].shape)
+    # A thread has a register for each panel and for each half of 16 rows. Those of two
+    # panels are the pairs of an operand, which has the halves of its rows last.
+    halves = x.registers.reshape(-1, 2, 2, 2).swapaxes(2, 3).reshape(-1, 2)
+    parts = []
+    for i in range(x.shape[-1]):
+        registers = np.empty(len(halves), dtype=object)
+        for at, pair in enumerate(halves):
+            registers[at] = _mgpu_utils.vector_concat(
+                [_mgpu_utils.vector_slice(one, slice(i, i + 1)) for one in pair]
+            )
+        parts.append(
+            FragmentedArray(
+                _registers=registers.reshape(shape),
+                _layout=operand,
+                _is_signed=x.is_signed,
+            )
+        )
+    return parts
+
+
 # Adds up the derivatives of what is used twice.
 @_lowering.register_lowering_rule(_ad_util.add_any_p, plgpu.LoweringSemantics.Lane)
 def _add_any_lane(ctx: Any, x: Any, y: Any) -> Any:
@@ -151,6 +197,40 @@ def stack_vector(parts: Sequence[jax.Array], layout: Any) -> jax.Array:
     """The inverse of `unstack_vector`, in a layout whose vector is the last axis."""
     x: jax.Array = _stack_p.bind(*parts, layout=layout)
     return x
+
+
+def unzip_operands(x: jax.Array, m_warps: int) -> list[jax.Array]:
+    """Left operands of mma.sync, (rows, 16), from as many that lie zipped.
+
+    Of an operand's columns, each two neighbours are from two panels: column 8h + 2t + e
+    is column t of panel 2h + e.
+
+    Args:
+      x: (4, rows, 4, operands): panels of four columns, in the layout
+        `zipped_operands`; of 16 bits, or of float32 that is to be cut into pieces.
+      m_warps: warps of a warpgroup along the rows.
+    """
+    layout = plgpu.Layout.MMA_LHS(jnp.bfloat16, m_warps=m_warps)
+    parts: list[jax.Array] = _unzip_p.bind(x, layout=layout)
+    return parts
+
+
+def zipped_operands(length: int, m_warps: int) -> Any:
+    """The layout in which `unzip_operands` takes so many: one vector has them all.
+
+    Neighbouring lanes have neighbouring columns of a panel, and a thread the same one
+    of each panel.
+    """
+    return tiled_layout(
+        [
+            (4, 16 * m_warps, 4, length),
+            (4, 16, 4, length),
+            (1, 8, 4, length),
+        ],
+        warp_dims=(-11, replicated(4 // m_warps)),
+        lane_dims=(-3, -2),
+        vector_dim=-1,
+    )
 
 
 def replicated(times: int) -> Any:

@@ -105,7 +105,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
-from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
+from pallas_kernels.factor_tiles import (
+    WGMMA_ROWS,
+    ZIP_WIDTH,
+    Config,
+    Tiling,
+    tiling,
+)
 from pallas_kernels.slabs import slab
 
 __all__ = ["Config", "default_config", "factor"]
@@ -245,9 +251,7 @@ def _launch(
 
     scratch = {
         "x_slab": slab((config.stages, *plan.slab_in), x.dtype, tiled=config.wgmma),
-        "w_slab": slab(
-            (plan.weight_stages, *plan.slab_weights), x.dtype, tiled=config.wgmma
-        ),
+        "w_slab": _weight_slab(plan, x.dtype),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -297,6 +301,13 @@ def _launch(
         thread_name="wg",
     )(*operands)
     return compat.varying_as(y, *operands)
+
+
+def _weight_slab(plan: Tiling, dtype: Any) -> Any:
+    shape = (plan.weight_stages, *plan.slab_weights)
+    if plan.zips:  # Parts of what a swizzle would span are read at a time.
+        return plgpu.SMEM(shape, dtype)
+    return slab(shape, dtype, tiled=plan.config.wgmma)
 
 
 def _num_copies(plan: Tiling) -> int:
@@ -387,7 +398,8 @@ class _Kernel:
                 self.turn(serial, at)
                 self.meet()
             panels = self.weights(item, chunk, at)
-            sums = self.multiply(serial, at, panels, sums)
+            multiply = self.multiply_zipped if plan.zips else self.multiply
+            sums = multiply(serial, at, panels, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
             self.fetch(serial + config.stages - self.lag)
@@ -425,7 +437,7 @@ class _Kernel:
         return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
 
     def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> list[Any]:
-        """A chunk of weights in shared memory, in panels (blocks, features, width)."""
+        """A chunk of weights in shared memory, see `factor_weights.panels`."""
         return factor_weights.panels(
             self.w_slab, self.plan, item.block, item.feature, chunk, at
         )
@@ -555,18 +567,11 @@ class _Kernel:
         self, item: _Item, chunk: jax.Array, at: Any, loaded: Any
     ) -> None:
         plan = self.plan
-        depth = chunk * plan.config.depth
-        panels, blocks, features, width = plan.slab_weights
-        for p in range(panels):
-            source = self.w.at[
-                pl.ds(item.block, blocks),
-                pl.ds(item.feature, features),
-                pl.ds(depth + p * width, width),
-            ]
-            target = self.untiled(self.w_slab).at[at, p]
+        found = factor_weights.sources(self.w, plan, item.block, item.feature, chunk)
+        for p, source in enumerate(found):
             plgpu.copy_gmem_to_smem(
                 source,
-                target,
+                self.untiled(self.w_slab).at[at, p],
                 loaded,
                 collective_axes="peer" if plan.config.cluster > 1 else None,
             )
@@ -619,11 +624,20 @@ class _Kernel:
             for n, part in enumerate(parts):
                 for start in range(0, width, length):
                     run, first = _divmod(p * width + start, plan.run)
+                    run = self.place_of(run)
                     features = pl.ds(first, length)
                     target = self.turned.at[slot + n, run, features, rows].T
                     target[...] = part[:, start : start + length]
 
         self.deal(panels * blocks, take_unit)
+
+    def place_of(self, run: jax.Array) -> jax.Array:
+        """Where a run of a chunk lies, in the order of `compat.unzip_operands`."""
+        if not self.plan.zips:
+            return run
+        panel, column = _divmod(run, ZIP_WIDTH)
+        half, one = _divmod(panel, 2)
+        return half * 2 * ZIP_WIDTH + column * 2 + one
 
     def split(self, x: jax.Array) -> Sequence[jax.Array]:
         """What was loaded, as the tensor core takes it."""
@@ -675,6 +689,57 @@ class _Kernel:
                         for i, j in pairs:
                             one[m] = plgpu.mma(one[m], weights[j], parts[i])
         return sums
+
+    def multiply_zipped(
+        self, serial: jax.Array, at: jax.Array, panels: list[Any], sums: Any
+    ) -> Any:
+        """The same with weights that lie zipped, by tiles of the tensor core.
+
+        x of all blocks is loaded first, lest a thread that holds an entry of all
+        blocks' weights hold them for long.
+        """
+        plan, config = self.plan, self.plan.config
+        block, feature, _ = self.parts()
+        unit, width, length = plan.output_unit, plan.weight_width, plan.zip_length
+        layout = compat.zipped_operands(length, config.m_warps)
+        s, columns, features = len(panels), config.depth // len(panels), plan.features
+        found = [
+            [one[start : start + unit] for start in range(0, features, unit)]
+            for (one,) in sums
+        ]
+        # Entries of a run, by which of its inputs and which block they are of.
+        entries = list(itertools.product(range(s), range(plan.blocks)))
+        for start, span in itertools.product(
+            range(0, columns, width), itertools.batched(entries, plan.zip_span)
+        ):
+            inputs = [
+                [
+                    self.columns(serial, at, block + n, one * columns + start, 0, piece)
+                    for piece in range(plan.pieces)
+                ]
+                for one, n in span
+            ]
+            before = span[0][0] * config.blocks + block
+            for (row_of, panel), first, some in itertools.product(
+                enumerate(panels),
+                range(0, features // s, unit),
+                range(0, len(span), length),
+            ):
+                source = panel.at[
+                    pl.ds(start // ZIP_WIDTH, width // ZIP_WIDTH),
+                    pl.ds(jax.lax.div(feature, s) + first, unit),
+                    :,
+                    pl.ds(before + some, length),
+                ]
+                m = (row_of * (features // s) + first) // unit
+                weights = compat.unzip_operands(_load(source, layout), config.m_warps)
+                for e, w in enumerate(map(self.split, weights), some):
+                    n = span[e][1]
+                    for i, j in pieces.products(plan.pieces):
+                        found[n][m] = plgpu.mma(found[n][m], w[j], inputs[e][i])
+        return [
+            [parts[0] if len(parts) == 1 else jnp.concatenate(parts)] for parts in found
+        ]
 
     def start_products(
         self, at: jax.Array, panels: list[Any], sums: Sequence[Any]

@@ -4,6 +4,7 @@ A model of what each part of an H200 would take by itself, from bytes and produc
 counted in shapes. It decides as long as nothing is measured.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -72,10 +73,12 @@ def load(plan: Tiling) -> Load:
         by_feature = horizontal * config.split_rows
     # Operands are loaded as they were fetched, float32 at half the speed, but for x in
     # the turned buffer, which holds pieces.
-    conflicts = plan.item_in // 2
+    conflicts: float = plan.item_in // 2
     x_operand = x // plan.item_in * 2 * plan.pieces
     if plan.way == "flat":
         x_operand = x * conflicts
+    if plan.zips:
+        conflicts = _zip_conflicts(plan)
     smem = x + weights + by_row * x_operand + by_feature * weights * conflicts + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
@@ -86,7 +89,7 @@ def load(plan: Tiling) -> Load:
         * factor.num_blocks
         * (factor.c * plan.item_in + factor.b * plan.item_out)
     )
-    fetched: float = weights / config.cluster
+    fetched: float = weights * _sectors(plan) / config.cluster
     if config.resident:
         fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
@@ -102,6 +105,35 @@ def load(plan: Tiling) -> Load:
     )
 
 
+def _sectors(plan: Tiling) -> float:
+    """Bytes of L2 over those of weights that TMA copies."""
+    if not plan.zips or plan.whole_runs:
+        return 1.0
+    run = plan.run * plan.item_in
+    return -(-run // _SECTOR) * _SECTOR / run
+
+
+def _zip_conflicts(plan: Tiling) -> float:
+    """Clocks of shared memory that zipped weights take, over those of their bytes.
+
+    Of a warp's lanes, four are at neighbouring columns of a panel, in eight rows.
+    """
+    run = plan.run * plan.item_in
+    size = plan.zip_length * plan.item_in
+    words: list[set[int]] = []
+    at_once = 32 if size <= 4 else 128 // size  # Lanes that are served together.
+    for first in range(0, 32, at_once):
+        lanes = range(first, first + at_once)
+        found = {
+            (lane * run + byte) // 4 for lane in lanes for byte in range(0, size, 2)
+        }
+        words.append(found)
+    clocks = sum(
+        max(collections.Counter(word % 32 for word in some).values()) for some in words
+    )
+    return clocks * 128 / (32 * size)
+
+
 def _visits(plan: Tiling) -> int:
     """How often a CTA fetches the resident weights of a group of blocks."""
     # It takes a run of items and fetches at each new group.
@@ -115,13 +147,13 @@ def _visit_bytes(plan: Tiling) -> int:
         # Of the neighbours along d, whole sectors are read.
         nearby = min(item * factor.d, max(_SECTOR, item * plan.kept))
         return factor.b * factor.c * nearby
-    return plan.weight_stages * plan.weight_bytes
+    return round(plan.weight_stages * plan.weight_bytes * _sectors(plan))
 
 
 def preparation(plan: Tiling) -> float:
     """Seconds that it takes to bring weights into order, by XLA or in the kernel."""
     factor = plan.factor
-    if plan.arrival == "fetched":
+    if plan.arrival in ("fetched", "zipped"):
         return 0.0
     if plan.arrival == "ordered":
         given = factor.num_weights // (factor.merged_a * factor.merged_d)
@@ -260,15 +292,22 @@ def _candidates(
     if blocks != (1,):
         splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
-    for rows, feature, depth, group, split, slots, resident in itertools.product(
+    # Resident, ordered, shared by a cluster.
+    weights: list[tuple[bool, bool, Literal[1, 2, 4]]]
+    weights = [(False, False, 1), (True, False, 1)]
+    if blocks != (1,):
+        weights += [(False, False, 2), (False, False, 4), (False, True, 1)]
+        weights += [(False, True, 2), (False, True, 4)]
+    for rows, feature, depth, group, split, slots, how in itertools.product(
         (64, 128, 256),
         sorted(features),
         sorted(depths),
         blocks,
         splits,
         turned,
-        (False, True),
+        weights,
     ):
+        resident, ordered, cluster = how
         if rows % split[0] or feature % split[1] or group % split[2]:
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
@@ -289,6 +328,8 @@ def _candidates(
                 stages=1,
                 slots=slots,
                 resident=resident,
+                ordered=ordered,
+                cluster=cluster,
                 kept=kept,
             )
 

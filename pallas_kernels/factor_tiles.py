@@ -20,12 +20,15 @@ an odd number of 16-byte units: then any eight features that an 8 × 8 matrix is
 from, neighbours or of one block, lie in different banks. Where d is no multiple of 8,
 a run holds several inputs of a block, `interleave`; the weights are put in that order.
 
-Weights arrive in one of three ways:
+Weights arrive in one of four ways:
 
 *fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
-*arranged*  resident weights of d > 1: threads read them from w, neighbours along d with
-            one load, and write them where they belong. That is done when a CTA comes
-            to a block, once for all its vectors.
+*zipped*    of a feature-last array with d > 1, of which a tile has several neighbours:
+            TMA copies them as they lie in w, and a thread loads an entry of all of
+            them at once, which it parts in its registers.
+*arranged*  resident weights of a feature-first array with d > 1: threads read them from
+            w, neighbours along d with one load, and write them where they belong. That
+            is done when a CTA comes to a block, once for all its vectors.
 *ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
 """
 
@@ -39,10 +42,11 @@ from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
-Arrival = Literal["fetched", "arranged", "ordered"]
+Arrival = Literal["fetched", "zipped", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
+ZIP_WIDTH = 4  # Columns of a panel of zipped weights: rows are then 64 bytes apart.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -68,14 +72,14 @@ class Config:
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
         CTA walks through the batch; needs batch_first.
-      ordered: whether XLA puts resident weights of d > 1 in order before the launch,
-        as it does those that are not resident, rather than each CTA for itself.
+      ordered: whether XLA puts weights of d > 1 in order before the launch, even if
+        the kernel can take them as they are.
       wgmma: whether warpgroups multiply what lies in shared memory, rather than warps
         what they have loaded into registers; for flat and columns in 16 bits. Wants
         m_warps = 4, two stages or more, a depth in multiples of 64, and for each
         warpgroup rows in multiples of 64.
       cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
-        fetch; 1 without wgmma or with resident weights.
+        fetch; 1 with resident weights, and with mma.sync unless x is transposed.
       kept: neighbours along d whose weights stay together, as they are together in w;
         1 unless x is feature-first, d > 1, and weights are resident.
     """
@@ -129,10 +133,9 @@ class Config:
                 )
         if self.cluster not in (1, 2, 4):
             raise ValueError(f"Config: cluster must be 1, 2 or 4, got {self.cluster}")
-        if self.cluster > 1 and (self.resident or not self.wgmma):
+        if self.cluster > 1 and self.resident:
             raise ValueError(
-                f"Config: cluster must be 1 without wgmma, and with resident weights, "
-                f"got {self.cluster}"
+                f"Config: cluster must be 1 with resident weights, got {self.cluster}"
             )
         if self.wgmma:
             self._check_wgmma()
@@ -292,37 +295,66 @@ class Tiling:
     def arrival(self) -> Arrival:
         """How weights come to lie in shared memory as the product reads them."""
         factor = self.factor
-        merged = factor.merged_a * factor.merged_d > 1
-        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
+        if factor.d == 1 and not self.merges and not factor.c * self.item_in % 16:
             return "fetched"
-        by_cta = self.config.resident and not self.config.ordered
-        if by_cta and not merged and self.units is not None:
-            return "arranged"
-        return "ordered"
+        if self.zips:
+            return "zipped"
+        by_cta = self.config.resident and not (self.config.ordered or self.merges)
+        return "arranged" if by_cta and self.units is not None else "ordered"
+
+    @property
+    def merges(self) -> bool:
+        """Whether the factor is embedded in one of larger blocks."""
+        return self.factor.merged_a * self.factor.merged_d > 1
+
+    @property
+    def zips(self) -> bool:
+        """Whether weights of several blocks lie zipped in shared memory, as in w."""
+        return self.transposes and not (self.merges or self.config.ordered)
 
     @property
     def units(self) -> tuple[arrangement.Units, ...] | None:
         """In what units weights are arranged, if sizes allow it."""
-        factor, s = self.factor, self.interleave
         return arrangement.units(
-            factor.b // s,
-            self.features // s,
-            factor.c // s,
+            self.factor.b,
+            self.features,
+            self.factor.c,
             self.weight_width,
-            math.gcd(s * self.kept, s * factor.d),
+            math.gcd(self.kept, self.factor.d),
             self.item_in,
         )
 
     @property
     def weight_width(self) -> int:
         """Inputs by which weights are read at a time."""
+        if self.zips:
+            return tiles.MMA_K
         return panel(self.config.depth // self.interleave, self.item_in)
 
     @property
     def slab_weights(self) -> tuple[int, ...]:
-        """The same of the weights, (panels, blocks, features, width)."""
-        config, width = self.config, self.weight_width
+        """The same of the weights: (panels, blocks, features, width).
+
+        Zipped ones are (panels, features / s, 4, s·blocks), where s of the outputs, and
+        of the inputs, share a run: a panel for each four runs of the inputs, first
+        those of the first outputs that share a run, and so on.
+        """
+        config, s = self.config, self.interleave
+        if self.zips:
+            panels = s * (config.depth // s // ZIP_WIDTH)
+            return (panels, config.features // s, ZIP_WIDTH, self.run)
+        width = self.weight_width
         return (config.depth // width, self.kept, config.features, width)
+
+    @property
+    def zip_length(self) -> int:
+        """Weights next to one another that one load takes, if they are zipped."""
+        return math.gcd(self.zip_span, 16 // self.item_in)
+
+    @property
+    def zip_span(self) -> int:
+        """How many next to one another a warpgroup multiplies at a time."""
+        return self.run if self.config.split_blocks == 1 else self.blocks
 
     @property
     def kept(self) -> int:
@@ -383,6 +415,8 @@ class Tiling:
             m, n = self.features, self.rows
             if self.way == "columns":
                 n = self.slab_in[-1]
+        if self.zips:  # One tile of weights, as loaded, with x of all blocks.
+            m, n = 16 * m_warps * self.zip_length, n * self.zip_span
         operands = width * self.pieces * (m // m_warps + n // n_warps) // 64
         return self.num_sums + operands
 
@@ -516,6 +550,8 @@ def misfit(plan: Tiling) -> str | None:
             return f"depth must be a multiple of {16 * plan.interleave}"
     elif config.blocks > 1:
         return "blocks must be 1"
+    if config.cluster > 1 and not (config.wgmma or plan.transposes):
+        return "cluster must be 1 with mma.sync, unless x is transposed"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
     if config.kept > 1 and (

@@ -72,16 +72,21 @@ def before_launch(w: jax.Array, plan: Tiling) -> jax.Array:
     """The weights as the kernel gets them; only *ordered* ones are moved.
 
     Returns:
-      (a·d, b, c), or for weights that are arranged (a, b/s, s, c/s, s·d), where s of
-      the inputs, and outputs, share a run of the turned buffer.
+      (a·d, b, c); for weights that are zipped (a, b/s, s, c/s, s·d), where s of the
+      inputs, and outputs, share a run of the turned buffer; for those that are arranged
+      (a, b, c, d).
     """
     a, b, c, d = w.shape
     s = plan.interleave
-    if plan.arrival == "fetched":
-        return w.reshape(a, b, c)
-    if plan.arrival == "arranged":
-        return w.reshape(a, b // s, s, c // s, s * d)
-    return _ordered(w, plan)
+    match plan.arrival:
+        case "fetched":
+            return w.reshape(a, b, c)
+        case "zipped":
+            return w.reshape(a, b // s, s, c // s, s * d)
+        case "arranged":
+            return w
+        case "ordered":
+            return _ordered(w, plan)
 
 
 def _ordered(w: jax.Array, plan: Tiling) -> jax.Array:
@@ -180,7 +185,10 @@ def panels(
     chunk: jax.Array,
     stage: jax.Array,
 ) -> list[Any]:
-    """A chunk of weights in shared memory, in panels (blocks, features, width).
+    """A chunk of weights in shared memory: panels (blocks, features, width).
+
+    Zipped ones are as `Tiling.slab_weights` has them, one panel for each of the outputs
+    that share a run, (depth/4s, features/s, 4, s·blocks).
 
     Args:
       slabs: all of them.
@@ -193,9 +201,49 @@ def panels(
     at, config = stage, plan.config
     if config.resident:
         at = jax.lax.div(feature, config.features) * plan.chunks + chunk
+    count = plan.slab_weights[0]
+    if plan.zips:
+        each = count // plan.interleave
+        return [slabs.at[at, pl.ds(p, each)] for p in range(0, count, each)]
     _, first = _divmod(block, plan.kept)
-    blocks = pl.ds(first, config.blocks)
-    return [slabs.at[at, p, blocks] for p in range(plan.slab_weights[0])]
+    return [slabs.at[at, p, pl.ds(first, config.blocks)] for p in range(count)]
+
+
+def sources(
+    w: Any, plan: Tiling, block: jax.Array, feature: jax.Array, chunk: jax.Array
+) -> list[Any]:
+    """What TMA copies of w to a chunk, in the order of `Tiling.slab_weights`.
+
+    Args:
+      w: in HBM, as `before_launch` returns it.
+      plan: the tiling.
+      block: the first block of the tile.
+      feature: the first output of the tile.
+      chunk: which of the chunks of inputs.
+    """
+    count, *shape = plan.slab_weights
+    depth = chunk * plan.config.depth
+    if plan.zips:
+        s = plan.interleave
+        i, k = _divmod(block, plan.factor.d)
+        features, width, run = shape
+        rows = pl.ds(jax.lax.div(feature, s), features)
+        starts = range(0, plan.config.depth // s, width)
+        columns = [pl.ds(jax.lax.div(depth, s) + start, width) for start in starts]
+        return [
+            w.at[i, rows, row_of, some, pl.ds(s * k, run)]
+            for row_of in range(s)
+            for some in columns
+        ]
+    blocks, features, width = shape
+    return [
+        w.at[
+            pl.ds(block, blocks),
+            pl.ds(feature, features),
+            pl.ds(depth + p * width, width),
+        ]
+        for p in range(count)
+    ]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
@@ -233,37 +281,32 @@ def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> N
 def _arrange(
     w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal, units: Units
 ) -> None:
-    config, s, width = plan.config, plan.interleave, plan.weight_width
-    layout, part_rows = _layout(units), plan.features // s
-    # Inputs that share a run are in panels one after the other.
-    panels_of = config.depth // s // width
+    config, width = plan.config, plan.weight_width
+    layout = _layout(units)
+    panels_of = config.depth // width
     i, k = _divmod(jax.lax.div(block, plan.kept) * plan.kept, plan.factor.d)
 
     def take_unit(unit: jax.Array) -> None:
         unit, start = _divmod(unit, units.parts.length // units.rows)
-        unit, row_of = _divmod(unit, s)
         panel, part = _divmod(unit, units.parts.count)
         panel, part = panel + units.panels.first, part + units.parts.first
         tile, share = _divmod(part, config.split_features)
         chunk, p = _divmod(panel, panels_of)
         at, start = tile * plan.chunks + chunk, start * units.rows
-        rows = pl.ds(share * plan.features + row_of * part_rows + start, units.rows)
+        rows = pl.ds(share * plan.features + start, units.rows)
         columns = pl.ds(0, units.panels.length)
-        for first in range(0, s * plan.kept, units.vector):
+        for first in range(0, plan.kept, units.vector):
             source = w.at[
                 i,
-                pl.ds(part * part_rows + start, units.rows),
-                row_of,
+                pl.ds(part * plan.features + start, units.rows),
                 pl.ds(panel * width, units.panels.length),
                 pl.ds(k + first, units.vector),
             ]
             value = plgpu.load(source, layout=layout, optimized=False)
             for n, plane in enumerate(compat.unstack_vector(value)):
-                column_of, n_of = divmod(first + n, plan.kept)
-                at_panel = column_of * panels_of + p
-                slabs.at[at, at_panel, n_of, rows, columns][...] = plane
+                slabs.at[at, p, first + n, rows, columns][...] = plane
 
-    deal(s * units.count, take_unit)
+    deal(units.count, take_unit)
 
 
 def _layout(units: Units) -> Any:
