@@ -1,8 +1,9 @@
 """What leans on parts of JAX that may change from one version to the next."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -131,50 +132,150 @@ def _stack_lane(ctx: Any, *parts: Any, layout: Any) -> Any:
     )
 
 
+def _entry(registers: Any, place: tuple[int, ...], entry: int, length: int) -> Any:
+    """One of a thread's entries along the last axis of registers of that length."""
+    register, at = divmod(entry, length)
+    return _mgpu_utils.vector_slice(registers[(*place, register)], slice(at, at + 1))
+
+
+def _of_entries(
+    shape: tuple[int, ...], entries: Any, like: Any, layout: Any, array_shape: Any
+) -> FragmentedArray:
+    """An array, given its registers' shape and the entries of each register."""
+    registers = np.empty(shape, dtype=object)
+    for place in np.ndindex(*shape):
+        registers[place] = _mgpu_utils.vector_concat(entries(*place))
+    return FragmentedArray(
+        _registers=registers.reshape(layout.registers_shape(array_shape)),
+        _layout=layout,
+        _is_signed=like.is_signed,
+    )
+
+
 _unzip_p = Primitive("unzip_operands")
 _unzip_p.multiple_results = True
 
 
 @_unzip_p.def_abstract_eval
-def _unzip_abstract(x: Any, *, layout: Any) -> list[Any]:
+def _unzip_abstract(x: Any, *, operand: str, blocks: int, layout: Any) -> list[Any]:
     del layout
-    panels, rows, width, length = x.shape
-    return [x.update(shape=(rows, panels * width))] * length
+    shape = (x.shape[1], 16) if operand == "LHS" else (16, x.shape[1])
+    return [x.update(shape=shape)] * blocks
 
 
-def _unzip(x: jax.Array, *, layout: Any) -> list[jax.Array]:
+def _unzip(x: jax.Array, *, operand: str, blocks: int, layout: Any) -> list[jax.Array]:
     del layout
-    panels, rows, width, length = x.shape
-    pairs = x.reshape(panels // 2, 2, rows, width, length).transpose(2, 0, 3, 1, 4)
-    operands = pairs.reshape(rows, panels * width, length)
-    return [operands[..., i] for i in range(length)]
+    panels, rows = x.shape[:2]
+    x = x.reshape(panels, rows, 4, -1, blocks).transpose(1, 0, 3, 2, 4)
+    x = x.reshape(rows, 2, 2, 4, blocks).swapaxes(2, 3).reshape(rows, 16, blocks)
+    parts = [x[..., k] for k in range(blocks)]
+    return parts if operand == "LHS" else [part.T for part in parts]
 
 
 mlir.register_lowering(_unzip_p, mlir.lower_fun(_unzip, multiple_results=True))
 
 
 @_lowering.register_lowering_rule(_unzip_p, plgpu.LoweringSemantics.Lane)
-def _unzip_lane(ctx: Any, x: Any, *, layout: Any) -> list[Any]:
-    operand = layout.to_mgpu()
-    shape = operand.registers_shape(ctx.avals_out[0].shape)
-    # A thread has a register for each panel and for each half of 16 rows. Those of two
-    # panels are the pairs of an operand, which has the halves of its rows last.
-    halves = x.registers.reshape(-1, 2, 2, 2).swapaxes(2, 3).reshape(-1, 2)
-    parts = []
-    for i in range(x.shape[-1]):
-        registers = np.empty(len(halves), dtype=object)
-        for at, pair in enumerate(halves):
-            registers[at] = _mgpu_utils.vector_concat(
-                [_mgpu_utils.vector_slice(one, slice(i, i + 1)) for one in pair]
-            )
-        parts.append(
-            FragmentedArray(
-                _registers=registers.reshape(shape),
-                _layout=operand,
-                _is_signed=x.is_signed,
-            )
-        )
-    return parts
+def _unzip_lane(
+    ctx: Any, x: Any, *, operand: str, blocks: int, layout: Any
+) -> list[Any]:
+    panels = x.shape[0]
+    inputs = 4 // panels
+    halves = 2 if operand == "LHS" else 1  # Of 16 rows, or of 8.
+    length = x.layout.vector_length
+    x_registers = x.registers.reshape(-1, panels, halves, inputs * blocks // length)
+
+    def part(k: int) -> FragmentedArray:
+        def entries(tile: int, half_of_columns: int, half: int) -> list[Any]:
+            pair = (2 * half_of_columns, 2 * half_of_columns + 1)
+            return [
+                _entry(
+                    x_registers,
+                    (tile, one // inputs, half),
+                    one % inputs * blocks + k,
+                    length,
+                )
+                for one in pair
+            ]
+
+        shape = (len(x_registers), 2, halves)
+        return _of_entries(shape, entries, x, layout.to_mgpu(), ctx.avals_out[k].shape)
+
+    return [part(k) for k in range(blocks)]
+
+
+_unzip_bias_p = Primitive("unzip_bias")
+_unzip_bias_p.multiple_results = True
+
+
+@_unzip_bias_p.def_abstract_eval
+def _unzip_bias_abstract(x: Any, *, blocks: int, layout: Any) -> list[Any]:
+    del layout
+    return [x.update(shape=(8 * x.shape[0],))] * blocks
+
+
+mlir.register_lowering(
+    _unzip_bias_p,
+    mlir.lower_fun(
+        lambda x, blocks, layout: [x.reshape(-1, blocks)[:, k] for k in range(blocks)],
+        multiple_results=True,
+    ),
+)
+
+
+@_lowering.register_lowering_rule(_unzip_bias_p, plgpu.LoweringSemantics.Lane)
+def _unzip_bias_lane(ctx: Any, x: Any, *, blocks: int, layout: Any) -> list[Any]:
+    length = x.layout.vector_length
+    x_registers = x.registers.reshape(-1, 2 * blocks // length)
+
+    def part(k: int) -> FragmentedArray:
+        def entries(panel: int) -> list[Any]:
+            return [
+                _entry(x_registers, (panel,), e * blocks + k, length) for e in range(2)
+            ]
+
+        shape = (len(x_registers),)
+        return _of_entries(shape, entries, x, layout.to_mgpu(), ctx.avals_out[k].shape)
+
+    return [part(k) for k in range(blocks)]
+
+
+_zip_p = Primitive("zip_sums")
+
+
+@_zip_p.def_abstract_eval
+def _zip_abstract(*parts: Any, shape: tuple[int, ...], layout: Any) -> Any:
+    del layout
+    return parts[0].update(shape=shape)
+
+
+def _zip(*parts: jax.Array, shape: tuple[int, ...], layout: Any) -> jax.Array:
+    del layout
+    rows, columns = parts[0].shape
+    x = jnp.stack(parts, axis=-1).reshape(rows, columns // 8, 8 * len(parts))
+    return x.swapaxes(0, 1).reshape(shape)
+
+
+mlir.register_lowering(_zip_p, mlir.lower_fun(_zip, multiple_results=False))
+
+
+@_lowering.register_lowering_rule(_zip_p, plgpu.LoweringSemantics.Lane)
+def _zip_lane(ctx: Any, *parts: Any, shape: tuple[int, ...], layout: Any) -> Any:
+    zipped, blocks = layout.to_mgpu(), len(parts)
+    length = zipped.vector_length
+    # Tiles down, tiles across, halves of 16 rows; and tiles across first.
+    down = parts[0].shape[0] // parts[0].layout.base_tile_shape[0]
+    sums = [part.registers.reshape(down, -1, 2, 1) for part in parts]
+
+    def entries(across: int, tile: int, half: int, register: int) -> list[Any]:
+        first = register * length
+        return [
+            _entry(sums[n % blocks], (tile, across, half), n // blocks, 2)
+            for n in range(first, first + length)
+        ]
+
+    registers = (sums[0].shape[1], down, 2, 2 * blocks // length)
+    return _of_entries(registers, entries, parts[0], zipped, shape)
 
 
 # Adds up the derivatives of what is used twice.
@@ -199,38 +300,114 @@ def stack_vector(parts: Sequence[jax.Array], layout: Any) -> jax.Array:
     return x
 
 
-def unzip_operands(x: jax.Array, m_warps: int) -> list[jax.Array]:
-    """Left operands of mma.sync, (rows, 16), from as many that lie zipped.
+def unzip_operands(
+    x: jax.Array, operand: Literal["LHS", "RHS"], blocks: int, m_warps: int
+) -> list[jax.Array]:
+    """Operands of mma.sync for neighbouring blocks, from what lies zipped.
 
-    Of an operand's columns, each two neighbours are from two panels: column 8h + 2t + e
-    is column t of panel 2h + e.
+    Four neighbouring lanes share a row of a panel, and each has what follows one
+    another of one to four inputs: all blocks' entries. So column 8h + 2t + e of an
+    operand is one of the inputs of lane t, number 2h + e of those it has in all panels.
 
     Args:
-      x: (4, rows, 4, operands): panels of four columns, in the layout
-        `zipped_operands`; of 16 bits, or of float32 that is to be cut into pieces.
-      m_warps: warps of a warpgroup along the rows.
+      x: 16 inputs, in panels: (panels, rows, 4·inputs·blocks) or, for one input of a
+        lane, (panels, rows, 4, blocks); of 16 bits, or float32 that is to be cut into
+        pieces; in the layout `zipped_operands`.
+      operand: left (rows, 16) or right (16, rows).
+      blocks: how many.
+      m_warps: warps of a warpgroup along the rows of the product.
     """
-    layout = plgpu.Layout.MMA_LHS(jnp.bfloat16, m_warps=m_warps)
-    parts: list[jax.Array] = _unzip_p.bind(x, layout=layout)
+    layout = getattr(plgpu.Layout, f"MMA_{operand}")(jnp.bfloat16, m_warps=m_warps)
+    parts: list[jax.Array] = _unzip_p.bind(
+        x, operand=operand, blocks=blocks, layout=layout
+    )
     return parts
 
 
-def zipped_operands(length: int, m_warps: int) -> Any:
-    """The layout in which `unzip_operands` takes so many: one vector has them all.
+def zipped_operands(
+    operand: Literal["LHS", "RHS"], shape: Sequence[int], m_warps: int, itemsize: int
+) -> Any:
+    """The layout in which `unzip_operands` takes an array of that shape."""
+    panels, _, *last = shape
+    down = 16 * m_warps if operand == "LHS" else 8 * (4 // m_warps)
+    rows = 16 if operand == "LHS" else 8
+    entries = last[0] // 4 if len(last) == 1 else last[1]
+    tiles: list[tuple[int, ...]] = [
+        (panels, down, *last),
+        (panels, rows, *last),
+        (1, 8, *last),
+        *([(1, 1, entries)] if len(last) == 1 else []),
+        (math.gcd(entries, 16 // itemsize),),
+    ]
+    warps = (-12, replicated(4 // m_warps))
+    if operand == "RHS":
+        warps = (replicated(m_warps), -12)
+    lanes = (-6, -5) if len(last) == 1 else (-4, -3)
+    return tiled_layout(tiles, warp_dims=warps, lane_dims=lanes, vector_dim=-1)
 
-    Neighbouring lanes have neighbouring columns of a panel, and a thread the same one
-    of each panel.
+
+def unzip_bias(x: jax.Array, blocks: int, layout: Any) -> list[jax.Array]:
+    """The bias of each of neighbouring blocks' outputs, from what lies zipped.
+
+    Args:
+      x: (panels, 8·blocks) or (panels, 8, blocks), of eight outputs each, in the layout
+        `zipped_bias`.
+      blocks: how many.
+      layout: of the sums' columns.
     """
+    parts: list[jax.Array] = _unzip_bias_p.bind(x, blocks=blocks, layout=layout)
+    return parts
+
+
+def zipped_bias(shape: Sequence[int], m_warps: int, itemsize: int) -> Any:
+    """The layout in which `unzip_bias` takes an array of that shape."""
+    last = shape[1:]
+    entries = last[0] // 4 if len(last) == 1 else last[1]
+    mine = (entries,) if len(last) == 1 else (2, entries)
+    tiles = [
+        (4 // m_warps, *last),
+        (1, *last),
+        (1, *mine),
+        (math.gcd(entries, 16 // itemsize),),
+    ]
+    lane, warp = (-4, -7) if len(last) == 1 else (-6, -10)
     return tiled_layout(
-        [
-            (4, 16 * m_warps, 4, length),
-            (4, 16, 4, length),
-            (1, 8, 4, length),
-        ],
-        warp_dims=(-11, replicated(4 // m_warps)),
-        lane_dims=(-3, -2),
+        tiles,
+        warp_dims=(replicated(m_warps), warp),
+        lane_dims=(replicated(8), lane),
         vector_dim=-1,
     )
+
+
+def zip_sums(
+    parts: Sequence[jax.Array], shape: Sequence[int], m_warps: int
+) -> jax.Array:
+    """The inverse of `unzip_operands` for sums (rows, columns) of all blocks.
+
+    Args:
+      parts: one for each of the neighbouring blocks.
+      shape: (columns / 8, rows, 8·blocks) or (columns / 8, rows, 8, blocks).
+      m_warps: warps of a warpgroup along the rows.
+    """
+    last = shape[2:]
+    entries = last[0] // 4 if len(last) == 1 else last[1]
+    mine = (entries,) if len(last) == 1 else (2, entries)
+    tiles = [
+        (4 // m_warps, 16 * m_warps, *last),
+        (1, 16, *last),
+        (1, 8, *last),
+        (1, 1, *mine),
+        (math.gcd(entries, 16 // parts[0].dtype.itemsize),),
+    ]
+    flat = len(last) == 1
+    layout = tiled_layout(
+        tiles,
+        warp_dims=(-12, -13) if flat else (-16, -17),
+        lane_dims=(-6, -5) if flat else (-8, -7),
+        vector_dim=-1,
+    )
+    x: jax.Array = _zip_p.bind(*parts, shape=tuple(shape), layout=layout)
+    return x
 
 
 def replicated(times: int) -> Any:

@@ -102,17 +102,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, factor_weights, pieces, tuned
+from pallas_kernels import arguments, compat, factor_weights, pieces, tiles, tuned
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
-from pallas_kernels.factor_tiles import (
-    WGMMA_ROWS,
-    ZIP_WIDTH,
-    Config,
-    Tiling,
-    tiling,
-)
-from pallas_kernels.slabs import slab
+from pallas_kernels.factor_tiles import OUTPUTS, WGMMA_ROWS, Config, Tiling, tiling
+from pallas_kernels.slabs import SWIZZLES, slab
 
 __all__ = ["Config", "default_config", "factor"]
 
@@ -228,7 +222,7 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     a, d = plan.factor.a, plan.factor.d
     if plan.feature_first:
         return (a, length, d, plan.batch)
-    if plan.transposes and not plan.whole_runs:
+    if plan.zips and not plan.has_whole_runs:
         return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
 
@@ -242,16 +236,17 @@ def _launch(
     out: Any,
 ) -> jax.Array:
     config = plan.config
-    half = jnp.dtype(jnp.bfloat16) if x.dtype.itemsize == 4 else x.dtype
-    half_out = jnp.dtype(jnp.bfloat16) if out.itemsize == 4 else out
     lanes = config.warpgroups * config.out_stages
 
-    def turned(count: int, features: int, dtype: Any) -> Any:
-        return plgpu.SMEM((count, *plan.turned(features)), dtype)
+    def panels(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        # Other rows of what lies zipped are apart without a swizzle.
+        if plan.zips and shape[-1] * jnp.dtype(dtype).itemsize != SWIZZLES[0]:
+            return plgpu.SMEM((count, *shape), dtype)
+        return slab((count, *shape), dtype, tiled=config.wgmma)
 
     scratch = {
-        "x_slab": slab((config.stages, *plan.slab_in), x.dtype, tiled=config.wgmma),
-        "w_slab": _weight_slab(plan, x.dtype),
+        "x_slab": panels(config.stages, plan.slab_in, x.dtype),
+        "w_slab": panels(plan.weight_stages, plan.slab_weights, x.dtype),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -274,9 +269,8 @@ def _launch(
     if plan.way == "turned" or config.resident:
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
     if plan.way == "turned":
-        scratch["turned"] = turned(config.slots * plan.pieces, config.depth, half)
-        if plan.transposes:
-            scratch["turned_out"] = turned(plan.pieces_out, config.features, half_out)
+        shape = (config.slots * plan.pieces, *plan.turned)
+        scratch["turned"] = plgpu.SMEM(shape, jnp.bfloat16)
     operands = (x, weights) if offsets is None else (x, weights, offsets)
 
     def body(*refs: Any) -> None:
@@ -303,18 +297,10 @@ def _launch(
     return compat.varying_as(y, *operands)
 
 
-def _weight_slab(plan: Tiling, dtype: Any) -> Any:
-    shape = (plan.weight_stages, *plan.slab_weights)
-    if plan.zips:  # Parts of what a swizzle would span are read at a time.
-        return plgpu.SMEM(shape, dtype)
-    return slab(shape, dtype, tiled=plan.config.wgmma)
-
-
 def _num_copies(plan: Tiling) -> int:
     """TMA copies that fetch a chunk."""
-    whole = plan.transposes and not plan.whole_runs
     weights = 0 if plan.config.resident else _num_weight_copies(plan)
-    return (1 if whole else plan.slab_in[0]) + weights
+    return plan.slab_in[0] + weights
 
 
 def _num_weight_copies(plan: Tiling) -> int:
@@ -347,7 +333,6 @@ class _Kernel:
     loaded: Any
     free: Any = None
     turned: Any = None
-    turned_out: Any = None
     phase: Any = None
     w_loaded: Any = None
 
@@ -384,8 +369,8 @@ class _Kernel:
             return 1
         return 1 if config.warpgroups > 1 and config.stages > 1 else 0
 
-    def add_up(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
-        """Sums over an item's chunks: for each block, for each panel of vectors."""
+    def add_up(self, item: _Item, turn: jax.Array) -> list[jax.Array]:
+        """Sums over an item's chunks, of each block or of each panel of vectors."""
         plan, config = self.plan, self.plan.config
 
         def take_chunk(chunk: jax.Array, sums: Any) -> Any:
@@ -397,20 +382,20 @@ class _Kernel:
                     self.meet()  # Nobody reads the chunk before any more.
                 self.turn(serial, at)
                 self.meet()
-            panels = self.weights(item, chunk, at)
+            weights = self.weights(item, chunk, at)
             multiply = self.multiply_zipped if plan.zips else self.multiply
-            sums = multiply(serial, at, panels, sums)
+            sums = multiply(serial, at, weights, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
             self.fetch(serial + config.stages - self.lag)
             return sums
 
-        sums: list[list[jax.Array]] = jax.lax.fori_loop(
+        sums: list[jax.Array] = jax.lax.fori_loop(
             0, plan.chunks, take_chunk, self.zeros()
         )
         return sums
 
-    def add_up_wgmma(self, item: _Item, turn: jax.Array) -> list[list[jax.Array]]:
+    def add_up_wgmma(self, item: _Item, turn: jax.Array) -> list[jax.Array]:
         """The same by wgmma, for each panel of 64 vectors.
 
         The products of a chunk run on while the next chunk is waited for, and its
@@ -424,8 +409,8 @@ class _Kernel:
                 serial = turn * plan.chunks + chunk
                 at = jax.lax.rem(serial, config.stages)
                 plgpu.barrier_wait(self.loaded.at[at])
-                panels = self.weights(item, chunk, at)
-                plgpu.wgmma_wait(self.start_products(at, panels, sums))
+                weights = self.weights(item, chunk, at)
+                plgpu.wgmma_wait(self.start_products(at, weights, sums))
                 self.release(serial - 1)
                 self.fetch(serial - 1 + config.stages)
                 return carry
@@ -434,13 +419,17 @@ class _Kernel:
             return [one[...] for one in sums]  # Waits for all products.
 
         one = compat.wgmma_sums((WGMMA_ROWS, plan.features))
-        return [pl.run_scoped(take_item, *[one] * (plan.rows // WGMMA_ROWS))]
-
-    def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> list[Any]:
-        """A chunk of weights in shared memory, see `factor_weights.panels`."""
-        return factor_weights.panels(
-            self.w_slab, self.plan, item.block, item.feature, chunk, at
+        found: list[jax.Array] = pl.run_scoped(
+            take_item, *[one] * (plan.rows // WGMMA_ROWS)
         )
+        return found
+
+    def weights(self, item: _Item, chunk: jax.Array, at: jax.Array) -> Any:
+        """A chunk of weights in shared memory, of the item's block if not zipped."""
+        plan = self.plan
+        stage = factor_weights.stage_of(plan, item.feature, chunk, at)
+        slab = self.w_slab.at[stage]
+        return slab if plan.zips else slab.at[:, jax.lax.rem(item.block, plan.kept)]
 
     def release(self, serial: jax.Array) -> None:
         """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
@@ -487,13 +476,11 @@ class _Kernel:
             group * config.blocks, feature * config.features, tile * config.rows
         )
 
-    def parts(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """This warpgroup's first block, output and vector within the tile."""
+    def parts(self) -> tuple[jax.Array, jax.Array]:
+        """This warpgroup's first output and vector within the tile."""
         plan, config = self.plan, self.plan.config
-        wg = jax.lax.axis_index("wg")
-        wg, rows = _divmod(wg, config.split_rows)
-        blocks, features = _divmod(wg, config.split_features)
-        return blocks * plan.blocks, features * plan.features, rows * plan.rows
+        features, rows = _divmod(jax.lax.axis_index("wg"), config.split_rows)
+        return features * plan.features, rows * plan.rows
 
     def fetch(self, serial: jax.Array) -> None:
         """Starts the copies of chunk number `serial`, counted over items."""
@@ -545,22 +532,17 @@ class _Kernel:
         plan, config = self.plan, self.plan.config
         i, k = _divmod(item.block, plan.factor.d)
         slab, loaded = self.untiled(self.x_slab).at[at], self.loaded.at[at]
-        panels, _, width = plan.slab_in
+        panels, _, *last = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
-        if plan.transposes and not plan.whole_runs:
-            source = self.x.at[
-                all_rows, i, pl.ds(depth, config.depth), pl.ds(k, config.blocks)
-            ]
-            # One copy, which puts the vectors of each input together.
-            plgpu.copy_gmem_to_smem(source, slab.transpose((1, 0, 2)), loaded)
-            return
         for p in range(panels):
-            if plan.feature_first:
-                rows = pl.ds(item.row + p * width, width)
+            if plan.zips:
+                first = depth + p * plan.panel_depth
+                source = factor_weights.zipped(self.x.at[all_rows, i], plan, first, k)
+            elif plan.feature_first:
+                rows = pl.ds(item.row + p * last[0], last[0])
                 source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
             else:
-                start = depth * plan.factor.d + p * width
-                source = self.x.at[all_rows, i, pl.ds(start, width)]
+                source = self.x.at[all_rows, i, pl.ds(depth + p * last[0], last[0])]
             plgpu.copy_gmem_to_smem(source, slab.at[p], loaded)
 
     def fetch_weights(
@@ -580,16 +562,15 @@ class _Kernel:
         """A slab of x or of weights as rows, for others than wgmma."""
         return compat.untiled(slab) if self.plan.config.wgmma else slab
 
-    def zeros(self) -> list[list[jax.Array]]:
-        """Sums: for each block of the warpgroup, for each panel of vectors."""
+    def zeros(self) -> list[jax.Array]:
+        """Sums, of each block or of each panel of vectors."""
         plan = self.plan
-        if plan.way == "flat":
-            shape, panels = (plan.rows, plan.features), 1
-        else:
+        shape, count = (plan.rows, plan.features), plan.config.blocks
+        if plan.way != "flat":
             width = plan.slab_in[-1] if plan.way == "columns" else plan.rows
-            shape, panels = (plan.features, width), plan.rows // width
+            shape, count = (plan.features, width), plan.rows // width
         zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout("ACC"))
-        return [[zero] * panels for _ in range(plan.blocks)]
+        return [zero] * count
 
     def layout(self, operand: Literal["LHS", "RHS", "ACC"]) -> Any:
         """How an operand of an mma is spread over a warpgroup's registers."""
@@ -598,46 +579,18 @@ class _Kernel:
         return layout(jnp.bfloat16, m_warps=self.plan.config.m_warps)
 
     def turn(self, serial: jax.Array, at: jax.Array) -> None:
-        """Brings a chunk of x into the turned buffer."""
+        """Brings a chunk of x into the turned buffer, in pieces."""
         plan, config = self.plan, self.plan.config
         panels, _, width = plan.slab_in
         slot = jax.lax.rem(serial, config.slots) * plan.pieces
-        if plan.transposes:
-            layout, blocks = _turning(4), config.rows // 64
-        else:
-            layout, blocks = _turning(1), 1
 
-        def take_unit(unit: jax.Array) -> None:
-            p, block = _divmod(unit, blocks)
-            panel = self.x_slab.at[at, p]
-            if not plan.transposes:
-                columns = pl.ds(p * width, width)
-                for n, part in enumerate(self.split(_load(panel, layout))):
-                    target = self.turned.at[
-                        slot + n, pl.ds(0, config.depth), 0, columns
-                    ]
-                    target[...] = part
-                return
-            rows = pl.ds(block * 64, 64)
-            parts = self.split(_load(panel.at[rows], layout))
-            length = math.gcd(width, plan.run)
-            for n, part in enumerate(parts):
-                for start in range(0, width, length):
-                    run, first = _divmod(p * width + start, plan.run)
-                    run = self.place_of(run)
-                    features = pl.ds(first, length)
-                    target = self.turned.at[slot + n, run, features, rows].T
-                    target[...] = part[:, start : start + length]
+        def take_unit(p: jax.Array) -> None:
+            columns = pl.ds(p * width, width)
+            whole = _load(self.x_slab.at[at, p], _turning())
+            for n, part in enumerate(self.split(whole)):
+                self.turned.at[slot + n, :, columns][...] = part
 
-        self.deal(panels * blocks, take_unit)
-
-    def place_of(self, run: jax.Array) -> jax.Array:
-        """Where a run of a chunk lies, in the order of `compat.unzip_operands`."""
-        if not self.plan.zips:
-            return run
-        panel, column = _divmod(run, ZIP_WIDTH)
-        half, one = _divmod(panel, 2)
-        return half * 2 * ZIP_WIDTH + column * 2 + one
+        self.deal(panels, take_unit)
 
     def split(self, x: jax.Array) -> Sequence[jax.Array]:
         """What was loaded, as the tensor core takes it."""
@@ -660,100 +613,99 @@ class _Kernel:
         jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
 
     def multiply(
-        self, serial: jax.Array, at: jax.Array, panels: list[Any], sums: Any
-    ) -> Any:
+        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
+    ) -> list[jax.Array]:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
-        block, feature, _ = self.parts()
+        feature, _ = self.parts()
         width = plan.weight_width
         pairs = pieces.products(plan.pieces)
         side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
-        sums = [list(one) for one in sums]
-        for n, one in enumerate(sums):
-            for p, panel in enumerate(panels):
-                ref = panel.at[block + n, pl.ds(feature, plan.features)]
-                ref = ref.T if plan.way == "flat" else ref
-                weights = self.split(_load(ref, self.layout(side)))
-                for m in range(len(one)):
-                    if plan.way == "flat":
-                        for start, parts in self.inputs(at, p * width, width):
-                            stop = start + parts[0].shape[1]
-                            for i, j in pairs:
-                                w = weights[j][start:stop]
-                                one[m] = plgpu.mma(one[m], parts[i], w)
-                    else:
-                        parts = [
-                            self.columns(serial, at, block + n, p * width, m, piece)
-                            for piece in range(plan.pieces)
-                        ]
+        sums = list(sums)
+        for p in range(weights.shape[0]):
+            ref = weights.at[p, pl.ds(feature, plan.features)]
+            ref = ref.T if plan.way == "flat" else ref
+            w_parts = self.split(_load(ref, self.layout(side)))
+            for m in range(len(sums)):
+                if plan.way == "flat":
+                    for start, parts in self.inputs(at, p * width, width):
+                        stop = start + parts[0].shape[1]
                         for i, j in pairs:
-                            one[m] = plgpu.mma(one[m], weights[j], parts[i])
+                            w = w_parts[j][start:stop]
+                            sums[m] = plgpu.mma(sums[m], parts[i], w)
+                else:
+                    parts = [
+                        self.columns(serial, at, p * width, m, piece)
+                        for piece in range(plan.pieces)
+                    ]
+                    for i, j in pairs:
+                        sums[m] = plgpu.mma(sums[m], w_parts[j], parts[i])
         return sums
 
     def multiply_zipped(
-        self, serial: jax.Array, at: jax.Array, panels: list[Any], sums: Any
-    ) -> Any:
-        """The same with weights that lie zipped, by tiles of the tensor core.
+        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
+    ) -> list[jax.Array]:
+        """The same for neighbouring blocks that lie zipped, 16 inputs at a time.
 
-        x of all blocks is loaded first, lest a thread that holds an entry of all
-        blocks' weights hold them for long.
+        x of all blocks is held while weights come and go, a tile of the tensor core at
+        a time, as one load has the entries of all blocks.
         """
-        plan, config = self.plan, self.plan.config
-        block, feature, _ = self.parts()
-        unit, width, length = plan.output_unit, plan.weight_width, plan.zip_length
-        layout = compat.zipped_operands(length, config.m_warps)
-        s, columns, features = len(panels), config.depth // len(panels), plan.features
-        found = [
-            [one[start : start + unit] for start in range(0, features, unit)]
-            for (one,) in sums
-        ]
-        # Entries of a run, by which of its inputs and which block they are of.
-        entries = list(itertools.product(range(s), range(plan.blocks)))
-        for start, span in itertools.product(
-            range(0, columns, width), itertools.batched(entries, plan.zip_span)
-        ):
-            inputs = [
-                [
-                    self.columns(serial, at, block + n, one * columns + start, 0, piece)
-                    for piece in range(plan.pieces)
-                ]
-                for one, n in span
-            ]
-            before = span[0][0] * config.blocks + block
-            for (row_of, panel), first, some in itertools.product(
-                enumerate(panels),
-                range(0, features // s, unit),
-                range(0, len(span), length),
-            ):
-                source = panel.at[
-                    pl.ds(start // ZIP_WIDTH, width // ZIP_WIDTH),
-                    pl.ds(jax.lax.div(feature, s) + first, unit),
-                    :,
-                    pl.ds(before + some, length),
-                ]
-                m = (row_of * (features // s) + first) // unit
-                weights = compat.unzip_operands(_load(source, layout), config.m_warps)
-                for e, w in enumerate(map(self.split, weights), some):
-                    n = span[e][1]
-                    for i, j in pieces.products(plan.pieces):
-                        found[n][m] = plgpu.mma(found[n][m], w[j], inputs[e][i])
-        return [
-            [parts[0] if len(parts) == 1 else jnp.concatenate(parts)] for parts in found
-        ]
+        del serial
+        plan = self.plan
+        feature, row = self.parts()
+        tile = plan.output_unit
+        pairs = pieces.products(plan.pieces)
+        starts = range(0, plan.features, tile)
 
-    def start_products(
-        self, at: jax.Array, panels: list[Any], sums: Sequence[Any]
-    ) -> int:
+        def take_inputs(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+            found = [[one[:, start : start + tile] for start in starts] for one in sums]
+            x = self.unzip(self.x_slab.at[at], "LHS", step, row, plan.rows)
+            for n, start in enumerate(starts):
+                w = self.unzip(weights, "RHS", step, feature + start, tile)
+                for block, (i, j) in itertools.product(range(len(sums)), pairs):
+                    found[block][n] = plgpu.mma(
+                        found[block][n], x[block][i], w[block][j]
+                    )
+            return [
+                parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+                for parts in found
+            ]
+
+        # A loop, as operands of several steps at a time would take more registers.
+        found: list[jax.Array] = jax.lax.fori_loop(
+            0, plan.config.depth // tiles.MMA_K, take_inputs, sums
+        )
+        return found
+
+    def unzip(
+        self,
+        slab: Any,
+        operand: Literal["LHS", "RHS"],
+        step: jax.Array,
+        row: Any,
+        rows: int,
+    ) -> list[Sequence[jax.Array]]:
+        """Operands of a step's 16 inputs for each block, in pieces."""
+        plan = self.plan
+        m_warps, blocks = plan.config.m_warps, plan.config.blocks
+        panels = tiles.MMA_K // plan.panel_depth
+        source = slab.at[pl.ds(step * panels, panels), pl.ds(row, rows)]
+        layout = compat.zipped_operands(operand, source.shape, m_warps, plan.item_in)
+        value = _load(source, layout)
+        parts = compat.unzip_operands(value, operand, blocks, m_warps)
+        return [self.split(part) for part in parts]
+
+    def start_products(self, at: jax.Array, slab: Any, sums: Sequence[Any]) -> int:
         """Has wgmma add the products of a chunk to the sums; counts what it started.
 
         Sums are of 64 vectors each. Both operands stay where TMA put them: x has the
         vectors in its first axis, or features first and is read transposed.
         """
         plan = self.plan
-        _, feature, row = self.parts()
-        width = plan.weight_width
-        for p, panel in enumerate(panels):
-            weights = panel.at[0, pl.ds(feature, plan.features)].T
+        feature, row = self.parts()
+        width, panels = plan.weight_width, slab.shape[0]
+        for p in range(panels):
+            weights = slab.at[p, pl.ds(feature, plan.features)].T
             for m, one in enumerate(sums):
                 first = row + m * WGMMA_ROWS
                 if plan.feature_first:
@@ -762,14 +714,14 @@ class _Kernel:
                 else:
                     x = self.x_slab.at[at, p, pl.ds(first, WGMMA_ROWS)]
                 plgpu.wgmma(one, x, weights)
-        return len(panels) * len(sums)
+        return panels * len(sums)
 
     def inputs(
         self, at: jax.Array, depth: int, length: int
     ) -> list[tuple[int, Sequence[jax.Array]]]:
         """Inputs of a block as left operands, in pieces, and where they begin."""
         plan = self.plan
-        *_, row = self.parts()
+        _, row = self.parts()
         width = plan.slab_in[-1]
         found = []
         for start in range(0, length, width):
@@ -778,50 +730,43 @@ class _Kernel:
         return found
 
     def columns(
-        self, serial: jax.Array, at: jax.Array, block: Any, depth: int, m: int, i: int
+        self, serial: jax.Array, at: jax.Array, depth: int, m: int, i: int
     ) -> jax.Array:
         """Inputs of a block as a right operand: piece i of panel m of the vectors."""
         plan = self.plan
-        *_, row = self.parts()
-        width = plan.weight_width
+        _, row = self.parts()
+        inputs = pl.ds(depth, plan.weight_width)
         if plan.way == "columns":
             panel = jax.lax.div(row, plan.slab_in[-1]) + m
-            ref = self.x_slab.at[at, panel, pl.ds(depth, width)]
+            ref = self.x_slab.at[at, panel, inputs]
         else:
-            # Which of the inputs that share a run, and the first run.
-            one, first = divmod(depth, plan.config.depth // plan.interleave)
             slot = jax.lax.rem(serial, plan.config.slots) * plan.pieces + i
-            ref = self.turned.at[
-                slot,
-                pl.ds(first, width),
-                one * plan.config.blocks + block,
-                pl.ds(row, plan.rows),
-            ]
+            ref = self.turned.at[slot, inputs, pl.ds(row, plan.rows)]
         return _load(ref, self.layout("RHS"))
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
         """Applies the epilogue to the sums and sends them to y."""
         if self.plan.config.wgmma:
-            self.send_parts(item, turn, sums[0])
+            self.send_parts(item, turn, sums)
             return
-        block, feature, _ = self.parts()
-        values = []
-        for n, panels in enumerate(sums):
-            offsets = self.load_offsets(
-                item.block + block + n, item.feature + feature, self.plan.features
-            )
-            values.append([self.epilogue(one, offsets) for one in panels])
-        if self.plan.transposes:
-            self.turn_back(values)
-            self.meet()
-            self.send_turned(item, turn)
+        plan = self.plan
+        feature, _ = self.parts()
+        offsets = self.load_offsets(item.block, item.feature + feature, plan.features)
+        if len(offsets) < len(sums):
+            offsets = offsets * len(sums)
+        values = [
+            self.epilogue(one, offset)
+            for one, offset in zip(sums, offsets, strict=True)
+        ]
+        if plan.zips:
+            self.send_zipped(item, turn, values)
         else:
-            self.send(item, turn, values[0])
+            self.send(item, turn, values)
 
-    def load_offsets(self, block: Any, feature: jax.Array, length: int) -> Any:
-        """The bias of so many outputs of a block; None if there is none."""
+    def load_offsets(self, block: Any, feature: jax.Array, length: int) -> list[Any]:
+        """The bias of so many outputs of each block; None if there is none."""
         if self.offsets is None:
-            return None
+            return [None]
         return factor_weights.load_bias(
             self.offsets, block, feature, length, self.plan, self.layout("ACC")
         )
@@ -837,7 +782,7 @@ class _Kernel:
     def send(self, item: _Item, turn: jax.Array, values: list[jax.Array]) -> None:
         """Sends a warpgroup's own part of a tile."""
         plan = self.plan
-        _, feature, row = self.parts()
+        feature, row = self.parts()
         i, k = _divmod(item.block, plan.factor.d)
         panels, _, width = plan.slab_out
         slab = self.slab(turn)
@@ -865,14 +810,15 @@ class _Kernel:
     ) -> None:
         """Sends wgmma's sums part by part, lest shared memory hold them all."""
         plan = self.plan
-        _, feature, row = self.parts()
+        feature, row = self.parts()
         i, k = _divmod(item.block, plan.factor.d)
         width = plan.slab_out[1 if plan.feature_first else 2]
         per_panel = plan.features // width
         for m, q in itertools.product(range(len(sums)), range(per_panel)):
             part = sums[m][:, q * width : (q + 1) * width]
             start = item.feature + feature + q * width
-            part = self.finish_part(part, self.load_offsets(item.block, start, width))
+            (offsets,) = self.load_offsets(item.block, start, width)
+            part = self.finish_part(part, offsets)
             slab = self.slab((turn * len(sums) + m) * per_panel + q).at[0]
             rows = pl.ds(item.row + row + m * WGMMA_ROWS, WGMMA_ROWS)
             if plan.feature_first:
@@ -907,75 +853,31 @@ class _Kernel:
         wg = jax.lax.axis_index("wg")
         return self.y_slab.at[wg * out_stages + jax.lax.rem(serial, out_stages)]
 
-    def turn_back(self, values: list[list[jax.Array]]) -> None:
-        """Puts the sums into the turned buffer."""
+    def send_zipped(self, item: _Item, turn: jax.Array, values: Sequence[Any]) -> None:
+        """The same for blocks that lie zipped in y."""
         plan = self.plan
-        block, feature, row = self.parts()
-        s = plan.interleave
-        length = plan.features // s
-        runs = pl.ds(jax.lax.div(feature, s), length)
-        for n, (value,) in enumerate(values):
-            if plan.pieces_out == 1:
-                parts: Sequence[jax.Array] = (value.astype(self.turned_out.dtype),)
-            else:
-                parts = pieces.split(value, plan.pieces_out)
-            for piece, part in enumerate(parts):
-                for one in range(s):
-                    at = one * plan.config.blocks + block + n
-                    target = self.turned_out.at[piece, runs, at, pl.ds(row, plan.rows)]
-                    target[...] = part[one * length : (one + 1) * length]
-
-    def send_turned(self, item: _Item, turn: jax.Array) -> None:
-        """Transposes the turned buffer into slabs and sends them."""
-        plan, config = self.plan, self.plan.config
+        feature, row = self.parts()
         i, k = _divmod(item.block, plan.factor.d)
-        panels, _, width = plan.slab_out
-        units = config.features * config.blocks // (panels * width)
-        per_tile = pl.cdiv(units, config.warpgroups)
-        all_rows = pl.ds(item.row, config.rows)
-
-        def take_unit(unit: jax.Array) -> None:
-            slab = self.slab(turn * per_tile + jax.lax.div(unit, config.warpgroups))
-            for p in range(panels):
-                for block in range(config.rows // 64):
-                    rows = pl.ds(block * 64, 64)
-                    value = self.turned_panel((unit * panels + p) * width, width, rows)
-                    slab.at[p, rows][...] = value.astype(self.y.dtype)
-            plgpu.commit_smem()
-            if plan.whole_runs:
-                start = item.feature * config.blocks + unit * width
-                target = self.y.at[all_rows, i, pl.ds(start, width)]
-                plgpu.copy_smem_to_gmem(slab.at[0], target)
+        slab = self.slab(turn)
+        parts = [value.astype(self.y.dtype) for value in values]
+        slab[...] = compat.zip_sums(parts, plan.slab_out, plan.config.m_warps)
+        plgpu.commit_smem()
+        rows = self.y.at[pl.ds(item.row + row, plan.rows), i]
+        panels = plan.slab_out[0]
+        for p in range(panels):
+            start = item.feature + feature + p * OUTPUTS
+            if plan.has_whole_runs:
+                width = plan.slab_out[-1]
+                target = rows.at[:, pl.ds(start * plan.factor.d, width)]
             else:
-                start = item.feature + unit * panels
-                target = self.y.at[
-                    all_rows, i, pl.ds(start, panels), pl.ds(k, config.blocks)
-                ]
-                plgpu.copy_smem_to_gmem(slab.transpose((1, 0, 2)), target)
-
-        self.deal(units, take_unit)
-
-    def turned_panel(self, feature: jax.Array, width: int, rows: Any) -> jax.Array:
-        """Neighbouring features of a tile of y, as (64, width)."""
-        plan = self.plan
-        length = math.gcd(width, plan.run)
-        parts = []
-        for start in range(0, width, length):
-            run, first = _divmod(feature + start, plan.run)
-            features = pl.ds(first, length)
-            planes = [
-                _load(self.turned_out.at[piece, run, features, rows].T, _turning(4))
-                for piece in reversed(range(plan.pieces_out))
-            ]
-            if plan.pieces_out > 1:
-                planes = [plane.astype(jnp.float32) for plane in planes]
-            parts.append(functools.reduce(jnp.add, planes))  # The smallest first.
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+                neighbours = pl.ds(k, plan.config.blocks)
+                target = rows.at[:, pl.ds(start, OUTPUTS), neighbours]
+            plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
 
 
-def _turning(m_warps: int) -> Any:
-    """How a tile lies in registers on its way through a transpose."""
-    return plgpu.Layout.MMA_ACC(jnp.bfloat16, m_warps=m_warps)
+def _turning() -> Any:
+    """How a panel lies in registers while it is split."""
+    return plgpu.Layout.MMA_ACC(jnp.bfloat16, m_warps=1)
 
 
 def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:

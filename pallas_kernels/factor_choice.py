@@ -9,20 +9,23 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200
 from pallas_kernels.factor_tiles import (
+    LANES,
     WGMMA_ROWS,
     Config,
     Tiling,
     Way,
     embed,
     misfit,
+    neighbours,
     way_of,
 )
+from pallas_kernels.slabs import SWIZZLES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,16 +77,14 @@ def load(plan: Tiling) -> Load:
     # Operands are loaded as they were fetched, float32 at half the speed, but for x in
     # the turned buffer, which holds pieces.
     conflicts: float = plan.item_in // 2
-    x_operand = x // plan.item_in * 2 * plan.pieces
-    if plan.way == "flat":
-        x_operand = x * conflicts
     if plan.zips:
         conflicts = _zip_conflicts(plan)
+    x_operand: float = x // plan.item_in * 2 * plan.pieces
+    if plan.way == "flat":
+        x_operand = x * conflicts
     smem = x + weights + by_row * x_operand + by_feature * weights * conflicts + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
-    if plan.transposes:
-        smem += 4 * y // plan.item_out * plan.pieces_out
     hbm = (
         plan.batch
         * factor.num_blocks
@@ -93,7 +94,8 @@ def load(plan: Tiling) -> Load:
     if config.resident:
         fetched = _visits(plan) * _visit_bytes(plan) / plan.items
     # Rows of a copy that are shorter than a line of the cache are fetched less well.
-    narrow = {64: 1.15, 32: 1.4, 16: 2.0}.get(plan.slab_in[-1] * plan.item_in, 1.0)
+    row = plan.slab_in[-1] * plan.item_in
+    narrow = next((rate for size, rate in _NARROW if row <= size), 1.0)
     # A last round with fewer items than CTAs takes as long as the others.
     rounds = -(-plan.items // plan.clusters) * plan.ctas
     mma = H200.matmul * (1 if config.wgmma else _MMA_SHARE)
@@ -107,31 +109,31 @@ def load(plan: Tiling) -> Load:
 
 def _sectors(plan: Tiling) -> float:
     """Bytes of L2 over those of weights that TMA copies."""
-    if not plan.zips or plan.whole_runs:
+    if not plan.zips or plan.has_whole_runs:
         return 1.0
-    run = plan.run * plan.item_in
+    run = plan.config.blocks * plan.item_in
     return -(-run // _SECTOR) * _SECTOR / run
 
 
 def _zip_conflicts(plan: Tiling) -> float:
-    """Clocks of shared memory that zipped weights take, over those of their bytes.
+    """Clocks of shared memory to load what lies zipped, over those of its bytes.
 
-    Of a warp's lanes, four are at neighbouring columns of a panel, in eight rows.
+    A warp's lanes are at neighbouring places, four of each row of a panel.
     """
-    run = plan.run * plan.item_in
-    size = plan.zip_length * plan.item_in
-    words: list[set[int]] = []
-    at_once = 32 if size <= 4 else 128 // size  # Lanes that are served together.
-    for first in range(0, 32, at_once):
-        lanes = range(first, first + at_once)
-        found = {
-            (lane * run + byte) // 4 for lane in lanes for byte in range(0, size, 2)
-        }
-        words.append(found)
-    clocks = sum(
-        max(collections.Counter(word % 32 for word in some).values()) for some in words
-    )
-    return clocks * 128 / (32 * size)
+    pitch = plan.inputs_per_lane * plan.config.blocks * plan.item_in
+    size = math.gcd(pitch, 16)
+    swizzled = LANES * pitch == SWIZZLES[0]
+    at_once = min(32, 128 // size)  # Lanes that are served together.
+    clocks = 0
+    for first, entry in itertools.product(range(0, 32, at_once), range(0, pitch, size)):
+        words = set()
+        for lane, byte in itertools.product(range(at_once), range(size)):
+            address = (first + lane) * pitch + entry + byte
+            if swizzled:
+                address ^= address // 128 % 8 * 16
+            words.add(address // 4)
+        clocks += max(collections.Counter(word % 32 for word in words).values())
+    return clocks * 128 / (32 * pitch)
 
 
 def _visits(plan: Tiling) -> int:
@@ -153,7 +155,7 @@ def _visit_bytes(plan: Tiling) -> int:
 def preparation(plan: Tiling) -> float:
     """Seconds that it takes to bring weights into order, by XLA or in the kernel."""
     factor = plan.factor
-    if plan.arrival in ("fetched", "zipped"):
+    if plan.arrival == "fetched":
         return 0.0
     if plan.arrival == "ordered":
         given = factor.num_weights // (factor.merged_a * factor.merged_d)
@@ -171,6 +173,7 @@ def preparation(plan: Tiling) -> float:
 
 _M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
+_NARROW = ((16, 2.0), (32, 1.4), (64, 1.15))  # Bytes of a row, and times its time.
 _SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
@@ -200,13 +203,16 @@ def best_config(
     Raises:
       NotImplementedError: if none fits; the message says why the last one does not.
     """
-    factor = embed(shape, feature_first=feature_first)
-    way = way_of(factor, feature_first=feature_first, item_in=item_in)
+    factor = embed(
+        shape, feature_first=feature_first, item_in=item_in, item_out=item_out
+    )
+    way = way_of(feature_first=feature_first, item_in=item_in)
     walk = factor.num_weights * item_in > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
-    drafts = _candidates(factor, way, feature_first=feature_first)
-    if way != "turned" and item_in == 2:
+    blocks = (1,) if way != "flat" else neighbours(factor, item_in, item_out)
+    drafts = _candidates(factor, way, blocks)
+    if (feature_first or factor.d == 1) and item_in == 2:
         drafts = itertools.chain(drafts, _wgmma_candidates(factor))
     for draft in drafts:
         config = dataclasses.replace(draft, batch_first=walk or draft.resident)
@@ -239,12 +245,12 @@ def best_config(
 
 
 def _rank(plan: Tiling) -> tuple[float, ...]:
-    """Configurations in order: predicted time, then what takes fewer threads."""
+    """Configurations in order: predicted time, then fewer threads and registers."""
     config, needs = plan.config, load(plan)
     per_sm = 2 if _fits_twice(plan) else 1
     in_flight = per_sm * (config.stages - 1) * math.prod(plan.slab_in) * plan.item_in
     waiting = needs.hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
-    if config.resident and plan.way == "flat" and plan.groups > 1:
+    if config.resident and plan.way == "flat" and not plan.zips and plan.groups > 1:
         # Block by block, rows of x are read in short and distant stretches.
         waiting += needs.hbm * 32 / (plan.factor.c * plan.item_in)
     # Two warpgroups at least hide one another's waits.
@@ -261,7 +267,7 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     total = busy + waiting + overlap + meeting + preparation(plan)
     if plan.arrival == "ordered":
         total *= _COPY
-    return (total, config.warpgroups)
+    return (total, config.warpgroups, plan.registers)
 
 
 def _fits_twice(plan: Tiling) -> bool:
@@ -271,33 +277,22 @@ def _fits_twice(plan: Tiling) -> bool:
 
 
 def _candidates(
-    factor: tiles.Factor, way: Way, *, feature_first: bool
+    factor: tiles.Factor, way: Way, blocks: Sequence[int]
 ) -> Iterator[Config]:
-    """A bounded set of configurations to choose from."""
-    d = factor.d
-    blocks: tuple[int, ...] = (1,)
-    unit_b = unit_c = 16
-    if d > 1 and not feature_first:
-        blocks = tuple(g for g in (8, 16) if d % g == 0) or (d,)
-        unit_b = unit_c = 16 * (8 // math.gcd(8, d))
-    b, c = (-(-n // u) * u for n, u in ((factor.b, unit_b), (factor.c, unit_c)))
-    depths = {n for n in (32, 64, 96, 128) if n % unit_c == 0 and n <= c}
+    """A bounded set of configurations to choose from, with so many blocks in a tile."""
+    d, feature_first = factor.d, way != "flat"
+    b, c = (-(-n // 16) * 16 for n in (factor.b, factor.c))
+    depths = {n for n in (16, 32, 64, 96, 128) if n <= c}
+    depths |= {c} if c <= 128 else set()
     features = {
-        n
-        for n in (16, 32, 48, 64, 96, 128, 192, 256, b)
-        if n % unit_b == 0 and n <= min(b, tiles.MAX_COPY)
+        n for n in (16, 32, 48, 64, 96, 128, 192, 256, b) if n <= min(b, tiles.MAX_COPY)
     }
-    depths |= {unit_c, c if c <= 128 else unit_c}
-    splits = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 3, 1), (2, 2, 1), (4, 1, 1)]
-    if blocks != (1,):
-        splits += [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 1, 3)]
+    splits = [(1, 1), (2, 1), (1, 2), (1, 3), (2, 2), (4, 1), (1, 4)]
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
-    # Resident, ordered, shared by a cluster.
-    weights: list[tuple[bool, bool, Literal[1, 2, 4]]]
-    weights = [(False, False, 1), (True, False, 1)]
-    if blocks != (1,):
-        weights += [(False, False, 2), (False, False, 4), (False, True, 1)]
-        weights += [(False, True, 2), (False, True, 4)]
+    # Resident, shared by a cluster.
+    weights: list[tuple[bool, Literal[1, 2, 4]]] = [(False, 1), (True, 1)]
+    if d > 1 and not feature_first:
+        weights += [(False, 2), (False, 4)]
     for rows, feature, depth, group, split, slots, how in itertools.product(
         (64, 128, 256),
         sorted(features),
@@ -307,13 +302,13 @@ def _candidates(
         turned,
         weights,
     ):
-        resident, ordered, cluster = how
-        if rows % split[0] or feature % split[1] or group % split[2]:
+        if rows % split[0] or feature % split[1]:
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
+        resident, cluster = how
         together = {1}
-        if resident and blocks == (1,):
+        if resident and feature_first:
             together |= {math.gcd(d, 4), math.gcd(d, 16)}
         for m_warps, kept in itertools.product(_M_WARPS, sorted(together)):
             yield Config(
@@ -323,12 +318,10 @@ def _candidates(
                 blocks=group,
                 split_rows=split[0],
                 split_features=split[1],
-                split_blocks=split[2],
                 m_warps=m_warps,
                 stages=1,
                 slots=slots,
                 resident=resident,
-                ordered=ordered,
                 cluster=cluster,
                 kept=kept,
             )

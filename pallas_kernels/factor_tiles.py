@@ -5,27 +5,25 @@ of them, or of several neighbours along d: `rows` vectors of the batch by `featu
 outputs, which is summed over chunks of `depth` inputs. Three ways lead from x to the
 tensor core, and from it to y:
 
-*flat*     feature-last, d = 1: blocks are runs of features. Vectors are the rows of
-           the product, x the left operand.
+*flat*     feature-last. Vectors are the rows of the product, x the left operand. With
+           d = 1 blocks are runs of features.
 *columns*  feature-first, 16 bits: a block is a slice with the batch contiguous.
            Outputs are the rows of the product, x the right operand; with wgmma, which
            reads either operand in either order, it is as in *flat*.
-*turned*   everything else is first brought into that form in shared memory: of a
-           feature-last x with d > 1 a run of neighbouring features is transposed, and
-           float32 is split into bfloat16 pieces on the way.
+*turned*   feature-first float32: as *columns*, but x is first split into bfloat16
+           pieces in shared memory.
 
-In the turned buffer feature f of a chunk lies at [f // run, f mod run, vector], a run
-being a multiple of 8 features. Runs are padded to an odd number of rows, and rows to
-an odd number of 16-byte units: then any eight features that an 8 × 8 matrix is loaded
-from, neighbours or of one block, lie in different banks. Where d is no multiple of 8,
-a run holds several inputs of a block, `interleave`; the weights are put in that order.
+Blocks of a feature-last array with d > 1 lie *zipped*: all neighbours' first features,
+then their second ones. So do their weights, in w as it is. An item takes some
+neighbours, or all, and a thread loads their entries side by side, of x and of w alike,
+and parts them in its registers into one operand for each block. The sums are zipped
+again when they are stored. Nothing is transposed, in HBM or in shared memory. A panel
+is what four neighbouring lanes have of a row, which is as much as tells rows apart in
+shared memory: eight rows or so of 64 bytes lie in different banks.
 
-Weights arrive in one of four ways:
+Weights arrive in one of three ways:
 
-*fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
-*zipped*    of a feature-last array with d > 1, of which a tile has several neighbours:
-            TMA copies them as they lie in w, and a thread loads an entry of all of
-            them at once, which it parts in its registers.
+*fetched*   d = 1, or a feature-last x: TMA copies w as it is.
 *arranged*  resident weights of a feature-first array with d > 1: threads read them from
             w, neighbours along d with one load, and write them where they belong. That
             is done when a CTA comes to a block, once for all its vectors.
@@ -42,11 +40,12 @@ from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
-Arrival = Literal["fetched", "zipped", "arranged", "ordered"]
+Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
-ZIP_WIDTH = 4  # Columns of a panel of zipped weights: rows are then 64 bytes apart.
+OUTPUTS = 8  # Of a tile of mma.sync: those of each block that are zipped together.
+LANES = 4  # That share a row of an operand of mma.sync.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -61,7 +60,6 @@ class Config:
       blocks: neighbours along d in a tile; 1 unless x is feature-last and d > 1.
       split_rows: warpgroups that share the tile's rows.
       split_features: warpgroups that share the outputs of a block.
-      split_blocks: warpgroups that share the blocks.
       m_warps: warps of a warpgroup along the rows of the product.
       stages: chunks of x and weights that are in flight or in use.
       slots: turned buffers for x; with two, a chunk is turned while others multiply
@@ -72,14 +70,15 @@ class Config:
         weights in use at a time, rather than block after block for each tile.
       resident: whether all weights of a block stay in shared memory for as long as a
         CTA walks through the batch; needs batch_first.
-      ordered: whether XLA puts weights of d > 1 in order before the launch, even if
-        the kernel can take them as they are.
+      ordered: whether XLA puts resident weights of a feature-first array with d > 1 in
+        order before the launch, as it does those that are not resident, rather than
+        each CTA for itself.
       wgmma: whether warpgroups multiply what lies in shared memory, rather than warps
         what they have loaded into registers; for flat and columns in 16 bits. Wants
         m_warps = 4, two stages or more, a depth in multiples of 64, and for each
         warpgroup rows in multiples of 64.
       cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
-        fetch; 1 with resident weights, and with mma.sync unless x is transposed.
+        fetch; 1 with resident weights, and with mma.sync unless blocks lie zipped.
       kept: neighbours along d whose weights stay together, as they are together in w;
         1 unless x is feature-first, d > 1, and weights are resident.
     """
@@ -90,7 +89,6 @@ class Config:
     blocks: int = 1
     split_rows: int = 1
     split_features: int = 1
-    split_blocks: int = 1
     m_warps: Literal[1, 2, 4] = 2
     stages: int = 3
     slots: Literal[1, 2] = 2
@@ -121,10 +119,10 @@ class Config:
                 )
         if self.warpgroups > _MAX_WARPGROUPS:
             raise ValueError(
-                f"Config: split_rows · split_features · split_blocks must be at most "
+                f"Config: split_rows · split_features must be at most "
                 f"{_MAX_WARPGROUPS}, got {self.warpgroups}"
             )
-        for whole in ("rows", "features", "blocks"):
+        for whole in ("rows", "features"):
             value, parts = getattr(self, whole), getattr(self, f"split_{whole}")
             if value % parts:
                 raise ValueError(
@@ -160,7 +158,7 @@ class Config:
     @property
     def warpgroups(self) -> int:
         """Warpgroups of 128 threads in a CTA."""
-        return self.split_rows * self.split_features * self.split_blocks
+        return self.split_rows * self.split_features
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,38 +185,48 @@ class Tiling:
     pieces: int
 
     @property
-    def transposes(self) -> bool:
-        """Whether the turned buffer holds a transpose of what was fetched."""
-        return self.way == "turned" and not self.feature_first
-
-    @property
     def vectors_lead(self) -> bool:
         """Whether vectors, not outputs, are the rows of the product."""
         return self.way == "flat" or self.config.wgmma
 
     @property
-    def whole_runs(self) -> bool:
-        """Whether all d neighbours are taken, so that x and y are read in runs."""
-        return self.transposes and self.config.blocks == self.factor.d
+    def zips(self) -> bool:
+        """Whether features of neighbouring blocks lie zipped."""
+        return self.way == "flat" and self.factor.d > 1
 
     @property
-    def interleave(self) -> int:
-        """Inputs, and outputs, of a block that share a run of the turned buffer."""
-        return 8 // math.gcd(8, self.factor.d) if self.whole_runs else 1
+    def has_whole_runs(self) -> bool:
+        """Whether an item has all d neighbours, so that inputs follow one another."""
+        return self.config.blocks == self.factor.d
 
     @property
-    def run(self) -> int:
-        """Neighbouring features in a run of the turned buffer."""
-        return self.interleave * self.config.blocks
+    def inputs_per_lane(self) -> int:
+        """Zipped inputs that follow one another and that one lane loads: 1, 2 or 4.
 
-    def turned(self, features: int) -> tuple[int, int, int]:
-        """Shape of a turned buffer of so many features of each block, with padding."""
-        return (features // self.interleave, self.run | 1, self.config.rows + _PAD)
+        With all blocks' entries, 16 bytes or more, if possible in words of 4 bytes.
+        """
+        if not self.has_whole_runs:
+            return 1
+        size = self.factor.d * self.item_in
+        fitting = (n for n in (1, 2) if n * size >= 16 and n * size % 4 == 0)
+        return next(fitting, 4)
 
     @property
-    def pieces_out(self) -> int:
-        """Planes of 16 bits in which sums are turned back; f32 takes three exactly."""
-        return 3 if self.item_out == 4 else 1
+    def panel_depth(self) -> int:
+        """Inputs of a block in a panel, if blocks lie zipped."""
+        return LANES * self.inputs_per_lane
+
+    def zipped(self, features: int) -> tuple[int, ...]:
+        """Shape in which so many features of each block lie zipped in a panel."""
+        blocks = self.config.blocks
+        if self.has_whole_runs:
+            return (features * blocks,)
+        return (features, blocks)
+
+    @property
+    def turned(self) -> tuple[int, int]:
+        """Shape of the turned buffer for a chunk, with padding."""
+        return (self.config.depth, self.config.rows + _PAD)
 
     @property
     def chunks(self) -> int:
@@ -271,46 +279,32 @@ class Tiling:
         return self.config.features // self.config.split_features
 
     @property
-    def blocks(self) -> int:
-        """Blocks in a warpgroup's part of a tile."""
-        return self.config.blocks // self.config.split_blocks
-
-    @property
     def slab_in(self) -> tuple[int, ...]:
-        """Shape of a chunk of x in shared memory: panels with a swizzled last axis."""
+        """Shape of a chunk of x in shared memory: panels with a swizzled last axis.
+
+        Zipped ones are not swizzled.
+        """
         config = self.config
+        if self.zips:
+            panels = config.depth // self.panel_depth
+            return (panels, config.rows, *self.zipped(self.panel_depth))
         if self.way == "flat":
             width = panel(config.depth, self.item_in)
             return (config.depth // width, config.rows, width)
-        if self.feature_first:
-            width = panel(config.rows, self.item_in)
-            return (config.rows // width, config.depth, width)
-        if self.whole_runs:
-            features = config.depth * config.blocks
-            width = panel(features, self.item_in)
-            return (features // width, config.rows, width)
-        return (config.depth, config.rows, config.blocks)
+        width = panel(config.rows, self.item_in)
+        return (config.rows // width, config.depth, width)
 
     @property
     def arrival(self) -> Arrival:
         """How weights come to lie in shared memory as the product reads them."""
         factor = self.factor
-        if factor.d == 1 and not self.merges and not factor.c * self.item_in % 16:
-            return "fetched"
+        merged = factor.merged_a * factor.merged_d > 1
         if self.zips:
-            return "zipped"
-        by_cta = self.config.resident and not (self.config.ordered or self.merges)
+            return "ordered" if merged else "fetched"
+        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
+            return "fetched"
+        by_cta = self.config.resident and not (self.config.ordered or merged)
         return "arranged" if by_cta and self.units is not None else "ordered"
-
-    @property
-    def merges(self) -> bool:
-        """Whether the factor is embedded in one of larger blocks."""
-        return self.factor.merged_a * self.factor.merged_d > 1
-
-    @property
-    def zips(self) -> bool:
-        """Whether weights of several blocks lie zipped in shared memory, as in w."""
-        return self.transposes and not (self.merges or self.config.ordered)
 
     @property
     def units(self) -> tuple[arrangement.Units, ...] | None:
@@ -326,35 +320,21 @@ class Tiling:
 
     @property
     def weight_width(self) -> int:
-        """Inputs by which weights are read at a time."""
-        if self.zips:
-            return tiles.MMA_K
-        return panel(self.config.depth // self.interleave, self.item_in)
+        """Inputs by which weights are read at a time, unless they are zipped."""
+        return panel(self.config.depth, self.item_in)
 
     @property
     def slab_weights(self) -> tuple[int, ...]:
-        """The same of the weights: (panels, blocks, features, width).
+        """The same of the weights, (panels, blocks, features, width).
 
-        Zipped ones are (panels, features / s, 4, s·blocks), where s of the outputs, and
-        of the inputs, share a run: a panel for each four runs of the inputs, first
-        those of the first outputs that share a run, and so on.
+        Zipped ones are (panels, features, …), like x.
         """
-        config, s = self.config, self.interleave
+        config = self.config
         if self.zips:
-            panels = s * (config.depth // s // ZIP_WIDTH)
-            return (panels, config.features // s, ZIP_WIDTH, self.run)
+            panels, _, *last = self.slab_in
+            return (panels, config.features, *last)
         width = self.weight_width
-        return (config.depth // width, self.kept, config.features, width)
-
-    @property
-    def zip_length(self) -> int:
-        """Weights next to one another that one load takes, if they are zipped."""
-        return math.gcd(self.zip_span, 16 // self.item_in)
-
-    @property
-    def zip_span(self) -> int:
-        """How many next to one another a warpgroup multiplies at a time."""
-        return self.run if self.config.split_blocks == 1 else self.blocks
+        return (config.depth // width, config.kept, config.features, width)
 
     @property
     def kept(self) -> int:
@@ -380,16 +360,13 @@ class Tiling:
             if self.feature_first:
                 return (1, math.gcd(self.features, WGMMA_ROWS), WGMMA_ROWS)
             return (1, WGMMA_ROWS, panel(self.features, self.item_out))
+        if self.zips:
+            return (self.features // OUTPUTS, self.rows, *self.zipped(OUTPUTS))
         if self.way == "flat":
             width = panel(self.features, self.item_out)
             return (self.features // width, self.rows, width)
-        if self.feature_first:
-            width = panel(self.rows, self.item_out)
-            return (self.rows // width, self.features, width)
-        if self.whole_runs:
-            features = self.config.features * self.config.blocks
-            return (1, self.config.rows, panel(features, self.item_out))
-        return (4, self.config.rows, self.config.blocks)
+        width = panel(self.rows, self.item_out)
+        return (self.rows // width, self.features, width)
 
     @property
     def output_unit(self) -> int:
@@ -400,7 +377,7 @@ class Tiling:
     @property
     def num_sums(self) -> int:
         """Registers per thread that hold sums."""
-        return self.rows * self.features * self.blocks // 128
+        return self.rows * self.features * self.config.blocks // 128
 
     @property
     def registers(self) -> int:
@@ -409,14 +386,18 @@ class Tiling:
             return self.num_sums
         width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
+        if self.zips:
+            # x of all blocks, 16 inputs deep, and twice a tile of weights, as loaded
+            # and as operands; and the addresses of panels.
+            width = tiles.MMA_K * self.config.blocks
+            operands = width * (self.rows // m_warps + 2 * OUTPUTS) // 64
+            return self.num_sums + operands * self.pieces + 16
         if self.way == "flat":
             m, n = self.rows, self.features
         else:
             m, n = self.features, self.rows
             if self.way == "columns":
                 n = self.slab_in[-1]
-        if self.zips:  # One tile of weights, as loaded, with x of all blocks.
-            m, n = 16 * m_warps * self.zip_length, n * self.zip_span
         operands = width * self.pieces * (m // m_warps + n // n_warps) // 64
         return self.num_sums + operands
 
@@ -441,21 +422,18 @@ class Tiling:
         ]
         if self.way == "turned":
             planes = config.slots * self.pieces
-            parts.append(2 * planes * math.prod(self.turned(config.depth)))
-            if self.transposes:
-                parts.append(
-                    2 * self.pieces_out * math.prod(self.turned(config.features))
-                )
+            parts.append(2 * planes * math.prod(self.turned))
         parts.append(1024)  # Barriers.
         return tiles.allocated(parts)
 
 
-def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:
+def embed(
+    shape: Sequence[int], *, feature_first: bool, item_in: int, item_out: int
+) -> tiles.Factor:
     """The factor as the kernel applies it: neighbours merged where blocks are small.
 
     Of all embeddings in blocks that TMA can address, the one with the fewest products
-    once inputs are padded to 16 and outputs to 16; then the one that needs no turned
-    buffer.
+    once inputs are padded to 16 and outputs to 16. Arguments are those of `tiling`.
 
     Raises:
       NotImplementedError: if there is none.
@@ -467,37 +445,45 @@ def embed(shape: Sequence[int], *, feature_first: bool) -> tiles.Factor:
             if u * v > 64:
                 continue
             found = tiles.Factor(a // u, b * u * v, c * u * v, d // v, u, v)
-            if not (feature_first or _addressable(found)):
+            if not (feature_first or neighbours(found, item_in, item_out)):
                 continue
             padded = found.num_blocks * -(-found.b // 16) * -(-found.c // 16)
-            key = (padded, found.d > 1 and not feature_first, u * v)
+            key = (padded, u * v)
             if best is None or key < best[0]:
                 best = (key, found)
     if best is None:
         raise NotImplementedError(
             f"factor: of a feature-last array, blocks of shape {tuple(shape)} have no "
             "embedding whose runs of features begin at multiples of 16 bytes, and "
-            f"whose d is 1, a multiple of 8 or one of {_WHOLE_RUNS}"
+            f"whose d is a multiple of {16 // min(item_in, item_out)} or at most "
+            f"{_MAX_RUN[item_in]}"
         )
     return best[1]
 
 
-_WHOLE_RUNS = (2, 4)  # Besides multiples of 8: larger ones do not fit.
+# Blocks that an item has together at most if it has to have all; by bytes of an entry.
+_MAX_RUN = {2: 12, 4: 7}
 
 
-def _addressable(factor: tiles.Factor) -> bool:
-    """Whether blocks of a feature-last array are boxes that TMA can copy."""
-    if factor.d % 8 == 0:
-        return True
-    aligned = not (factor.b * factor.d % 8 or factor.c * factor.d % 8)
-    return aligned and (factor.d == 1 or factor.d in _WHOLE_RUNS)
+def neighbours(factor: tiles.Factor, item_in: int, item_out: int) -> tuple[int, ...]:
+    """How many blocks of a feature-last array an item can have; empty if none.
+
+    All, if rows of an array begin at multiples of 16 bytes; or some whose entries are
+    16 or 32 bytes, as TMA copies no less.
+    """
+    d, least = factor.d, 16 // min(item_in, item_out)
+    found = {n for n in (least, 2 * least) if d % n == 0}
+    aligned = not (factor.b * d % 8 or factor.c * d % 8)
+    if aligned and d <= _MAX_RUN[item_in]:
+        found.add(d)
+    return tuple(sorted(found))
 
 
-def way_of(factor: tiles.Factor, *, feature_first: bool, item_in: int) -> Way:
+def way_of(*, feature_first: bool, item_in: int) -> Way:
     """From x to the tensor core, see the module's docstring."""
     if feature_first:
         return "turned" if item_in == 4 else "columns"
-    return "turned" if factor.d > 1 else "flat"
+    return "flat"
 
 
 def tiling(
@@ -524,8 +510,10 @@ def tiling(
       NotImplementedError: if the configuration does not fit the factor or the chip;
         the message says why.
     """
-    factor = embed(shape, feature_first=feature_first)
-    way = way_of(factor, feature_first=feature_first, item_in=item_in)
+    factor = embed(
+        shape, feature_first=feature_first, item_in=item_in, item_out=item_out
+    )
+    way = way_of(feature_first=feature_first, item_in=item_in)
     plan = Tiling(factor, config, way, batch, feature_first, item_in, item_out, pieces)
     if reason := misfit(plan):
         raise NotImplementedError(
@@ -539,26 +527,22 @@ def misfit(plan: Tiling) -> str | None:
     """Why a configuration does not fit, or None if it does."""
     config, d = plan.config, plan.factor.d
     if config.wgmma:
-        if plan.way == "turned" or plan.item_in != 2:
+        if plan.zips or plan.item_in != 2:
             return "wgmma is for 16 bits, and d = 1 or a feature-first x"
         if plan.feature_first and plan.item_out == 4:
             return "wgmma is for a result of 16 bits, if features come first"
-    if plan.transposes:
-        if config.blocks != d and (d % config.blocks or config.blocks not in (8, 16)):
-            return f"blocks must be {d}, or 8 or 16 if that divides it"
-        if config.depth % (16 * plan.interleave):
-            return f"depth must be a multiple of {16 * plan.interleave}"
+    if plan.zips:
+        choices = neighbours(plan.factor, plan.item_in, plan.item_out)
+        if config.blocks not in choices:
+            return f"blocks must be one of {choices}, not {config.blocks}"
     elif config.blocks > 1:
         return "blocks must be 1"
-    if config.cluster > 1 and not (config.wgmma or plan.transposes):
-        return "cluster must be 1 with mma.sync, unless x is transposed"
+    if config.cluster > 1 and not (config.wgmma or plan.zips):
+        return "cluster must be 1 with mma.sync, unless blocks lie zipped"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
     if config.kept > 1 and (
-        not config.resident
-        or d % config.kept
-        or plan.transposes
-        or plan.arrival != "arranged"
+        not config.resident or d % config.kept or plan.arrival != "arranged"
     ):
         return "kept must be 1, or divide d, with resident weights and feature-first x"
     # Of the product, for one warp each.
@@ -570,11 +554,8 @@ def misfit(plan: Tiling) -> str | None:
                 f"rows and features of a warpgroup must be multiples of {m_unit} and "
                 f"{n_unit}, not {rows} and {features}"
             )
-    elif features % (m_unit * plan.interleave):
-        return (
-            f"features of a warpgroup must be a multiple of "
-            f"{m_unit * plan.interleave}, not {features}"
-        )
+    elif features % m_unit:
+        return f"features of a warpgroup must be a multiple of {m_unit}, not {features}"
     elif plan.way == "columns" and rows % plan.slab_in[-1]:
         return f"rows of a warpgroup must be a multiple of {plan.slab_in[-1]}"
     elif rows % 32:

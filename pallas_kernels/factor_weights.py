@@ -50,7 +50,6 @@ The bias is read where it is, by tiles of the tensor core, unless b is no multip
 these: then XLA pads it. For wgmma XLA puts it in the order of the blocks.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +61,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import arguments, compat
 from pallas_kernels.arrangement import Units
 from pallas_kernels.blocks import bias_blocks, weight_blocks
-from pallas_kernels.factor_tiles import Tiling
+from pallas_kernels.factor_tiles import OUTPUTS, Tiling
 
 # Deals units of work out to the warpgroups.
 Deal = Callable[[int, Callable[[jax.Array], None]], None]
@@ -72,63 +71,56 @@ def before_launch(w: jax.Array, plan: Tiling) -> jax.Array:
     """The weights as the kernel gets them; only *ordered* ones are moved.
 
     Returns:
-      (a·d, b, c); for weights that are zipped (a, b/s, s, c/s, s·d), where s of the
-      inputs, and outputs, share a run of the turned buffer; for those that are arranged
-      (a, b, c, d).
+      (a·d, b, c); (a, b, c, d) if threads arrange them or an item has some of the
+      neighbours that lie zipped; (a, b, c·d) if it has all of them.
     """
-    a, b, c, d = w.shape
-    s = plan.interleave
-    match plan.arrival:
-        case "fetched":
-            return w.reshape(a, b, c)
-        case "zipped":
-            return w.reshape(a, b // s, s, c // s, s * d)
-        case "arranged":
-            return w
-        case "ordered":
-            return _ordered(w, plan)
-
-
-def _ordered(w: jax.Array, plan: Tiling) -> jax.Array:
-    config, s = plan.config, plan.interleave
+    if plan.zips:
+        factor = plan.factor
+        if plan.arrival == "ordered":
+            w = _merged(w, plan)
+        if plan.has_whole_runs:
+            return w.reshape(factor.a, factor.b, factor.c * factor.d)
+        return w
+    if plan.arrival == "arranged":
+        return w
+    if plan.arrival == "fetched":
+        return w.reshape(w.shape[:3])
     blocks = weight_blocks(w, plan.factor, 1)[:, 0]
-    b, c = plan.factor.b, plan.factor.c
-    # TMA fills up with zeros, but starts rows of weights at multiples of 16 bytes; and
-    # interleaving wants whole tiles.
-    to_b = -(-b // plan.features) * plan.features if s > 1 else b
-    unit = config.depth if s > 1 else 16 // plan.item_in
-    to_c = -(-c // unit) * unit
-    if (to_b, to_c) != (b, c):
-        blocks = jnp.pad(blocks, ((0, 0), (0, to_b - b), (0, to_c - c)))
-    if s > 1:
-        blocks = _interleave(blocks, 1, plan.features, s)
-        blocks = _interleave(blocks, 2, config.depth, s)
-    return blocks
+    # TMA starts rows of weights at multiples of 16 bytes.
+    more = -plan.factor.c % (16 // plan.item_in)
+    return jnp.pad(blocks, ((0, 0), (0, 0), (0, more))) if more else blocks
 
 
-def _interleave(array: jax.Array, axis: int, length: int, s: int) -> jax.Array:
-    """Within runs of `length` puts entry t·s + o at o·(length / s) + t."""
-    shape = array.shape
-    split = (*shape[:axis], -1, length // s, s, *shape[axis + 1 :])
-    return array.reshape(split).swapaxes(axis + 1, axis + 2).reshape(shape)
+def _merged(w: jax.Array, plan: Tiling) -> jax.Array:
+    """A factor embedded in one of larger blocks."""
+    factor = plan.factor
+    blocks = weight_blocks(w, factor, 1)
+    blocks = blocks.reshape(factor.a, factor.d, factor.b, factor.c)
+    return blocks.transpose(0, 2, 3, 1)
 
 
 def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
-    """The bias as the kernel gets it, (a, b/s, s, d); padded where it has to be.
+    """The bias as the kernel gets it, padded where it has to be.
 
     Outputs of a block are read in runs of what one tile of the tensor core has. None
-    may reach beyond the bias. For wgmma it is (a·d, b), in whole tiles.
+    may reach beyond the bias.
+
+    Returns:
+      (a, b, d); (a·d, b) for wgmma; if blocks lie zipped, (a, b/8, 8·d), or
+      (a, b/8, 8, d) if an item has some of the neighbours.
     """
+    a, b, d = plan.factor.a, plan.factor.b, plan.factor.d
+    more = plan.feature_tiles * plan.config.features - b
     if plan.config.wgmma:
-        more = plan.feature_tiles * plan.config.features - plan.factor.b
         return jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, more)))
-    a, b, d, s = plan.factor.a, plan.factor.b, plan.factor.d, plan.interleave
     if bias.dtype.name not in arguments.DTYPES:
         bias = bias.astype(jnp.float32)
-    view = bias.reshape(a, b // s, s, d)
-    if b // s % plan.output_unit:
-        more = (plan.feature_tiles * plan.config.features - b) // s
-        view = jnp.pad(view, ((0, 0), (0, more), (0, 0), (0, 0)))
+    view = bias.reshape(a, b, d)
+    if more if plan.zips else b % plan.output_unit:
+        view = jnp.pad(view, ((0, 0), (0, more), (0, 0)))
+    if plan.zips:
+        last = (OUTPUTS * d,) if plan.has_whole_runs else (OUTPUTS, d)
+        view = view.reshape(a, -1, *last)
     return view
 
 
@@ -139,12 +131,12 @@ def load_bias(
     length: int,
     plan: Tiling,
     layout: Any,
-) -> jax.Array:
-    """The bias of a warpgroup's part of a tile, (length,) in float32.
+) -> list[jax.Array]:
+    """The bias of a warpgroup's part of a tile, (length,) in float32 for each block.
 
     Args:
       bias: in HBM, as `bias_before_launch` returns it.
-      block: which block.
+      block: the first block.
       feature: its first output.
       length: how many; all that the warpgroup has, except with wgmma.
       plan: the tiling.
@@ -152,20 +144,21 @@ def load_bias(
     """
     if plan.config.wgmma:
         rows = bias.at[block, pl.ds(feature, length)]
-        return plgpu.load(rows, layout=layout.reduce(0), optimized=False)
-    s = plan.interleave
-    length, unit, whole = length // s, plan.output_unit, bias.shape[1]
+        return [plgpu.load(rows, layout=layout.reduce(0), optimized=False)]
     i, k = _divmod(block, plan.factor.d)
-    start = jax.lax.div(feature, s)
+    if plan.zips:
+        return _load_zipped_bias(bias, i, k, feature, length, plan, layout)
+    unit, whole = plan.output_unit, bias.shape[1]
     if whole % length:  # Units of outputs that there are not read something else.
         starts = [
-            jnp.minimum(start + first, whole - unit) for first in range(0, length, unit)
+            jnp.minimum(feature + first, whole - unit)
+            for first in range(0, length, unit)
         ]
     else:
-        starts, unit = [start], length
+        starts, unit = [feature], length
     parts = []
-    for row_of, start in itertools.product(range(s), starts):
-        rows = bias.at[i, pl.ds(start, unit), row_of]
+    for start in starts:
+        rows = bias.at[i, pl.ds(start, unit)]
         if plan.way == "flat":
             reduced = layout.reduce(0)
             part = plgpu.load(rows.at[:, 0], layout=reduced, optimized=False)
@@ -174,45 +167,49 @@ def load_bias(
             part = plgpu.load(rows.at[:, pl.ds(k, 1)], layout=column, optimized=False)
             (part,) = compat.unstack_vector(part)
         parts.append(part.astype(jnp.float32))
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    return [parts[0] if len(parts) == 1 else jnp.concatenate(parts)]
 
 
-def panels(
-    slabs: Any,
-    plan: Tiling,
-    block: jax.Array,
+def _load_zipped_bias(
+    bias: Any,
+    i: jax.Array,
+    k: jax.Array,
     feature: jax.Array,
-    chunk: jax.Array,
-    stage: jax.Array,
-) -> list[Any]:
-    """A chunk of weights in shared memory: panels (blocks, features, width).
+    length: int,
+    plan: Tiling,
+    layout: Any,
+) -> list[jax.Array]:
+    config = plan.config
+    panels = pl.ds(jax.lax.div(feature, OUTPUTS), length // OUTPUTS)
+    source = bias.at[i, panels]
+    if not plan.has_whole_runs:
+        source = source.at[:, :, pl.ds(k, config.blocks)]
+    zipped = compat.zipped_bias(source.shape, config.m_warps, bias.dtype.itemsize)
+    value = plgpu.load(source, layout=zipped, optimized=False)
+    parts = compat.unzip_bias(value, config.blocks, layout.reduce(0))
+    return [part.astype(jnp.float32) for part in parts]
 
-    Zipped ones are as `Tiling.slab_weights` has them, one panel for each of the outputs
-    that share a run, (depth/4s, features/s, 4, s·blocks).
+
+def stage_of(
+    plan: Tiling, feature: jax.Array, chunk: jax.Array, stage: jax.Array
+) -> jax.Array:
+    """Where in shared memory a chunk of weights is.
 
     Args:
-      slabs: all of them.
       plan: the tiling.
-      block: the first block of the tile.
       feature: the first output of the tile.
       chunk: which of the chunks of inputs.
       stage: where the chunk is, if weights are not resident.
     """
-    at, config = stage, plan.config
-    if config.resident:
-        at = jax.lax.div(feature, config.features) * plan.chunks + chunk
-    count = plan.slab_weights[0]
-    if plan.zips:
-        each = count // plan.interleave
-        return [slabs.at[at, pl.ds(p, each)] for p in range(0, count, each)]
-    _, first = _divmod(block, plan.kept)
-    return [slabs.at[at, p, pl.ds(first, config.blocks)] for p in range(count)]
+    if not plan.config.resident:
+        return stage
+    return jax.lax.div(feature, plan.config.features) * plan.chunks + chunk
 
 
 def sources(
     w: Any, plan: Tiling, block: jax.Array, feature: jax.Array, chunk: jax.Array
 ) -> list[Any]:
-    """What TMA copies of w to a chunk, in the order of `Tiling.slab_weights`.
+    """What TMA copies of w: a panel of a chunk after the other.
 
     Args:
       w: in HBM, as `before_launch` returns it.
@@ -224,16 +221,10 @@ def sources(
     count, *shape = plan.slab_weights
     depth = chunk * plan.config.depth
     if plan.zips:
-        s = plan.interleave
         i, k = _divmod(block, plan.factor.d)
-        features, width, run = shape
-        rows = pl.ds(jax.lax.div(feature, s), features)
-        starts = range(0, plan.config.depth // s, width)
-        columns = [pl.ds(jax.lax.div(depth, s) + start, width) for start in starts]
+        rows = w.at[i, pl.ds(feature, shape[0])]
         return [
-            w.at[i, rows, row_of, some, pl.ds(s * k, run)]
-            for row_of in range(s)
-            for some in columns
+            zipped(rows, plan, depth + p * plan.panel_depth, k) for p in range(count)
         ]
     blocks, features, width = shape
     return [
@@ -244,6 +235,14 @@ def sources(
         ]
         for p in range(count)
     ]
+
+
+def zipped(rows: Any, plan: Tiling, first: jax.Array, k: jax.Array) -> Any:
+    """A panel of inputs of neighbouring blocks, from the given input and block on."""
+    if plan.has_whole_runs:
+        width = plan.panel_depth * plan.factor.d
+        return rows.at[:, pl.ds(first * plan.factor.d, width)]
+    return rows.at[:, pl.ds(first, plan.panel_depth), pl.ds(k, plan.config.blocks)]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:

@@ -20,7 +20,7 @@ ALONE = Config(features=32, depth=32, m_warps=1, stages=2, ctas=2)
 BY_ROWS = Config(128, 32, 16, split_rows=2, m_warps=1, stages=3, out_stages=2, ctas=1)
 BY_FEATURES = Config(64, 64, 16, split_features=2, m_warps=2, stages=1, ctas=2)
 TALL = Config(64, 64, 32, m_warps=4, stages=1, ctas=1, batch_first=True)
-NEIGHBOURS = Config(64, 32, 16, 8, split_blocks=2, m_warps=1, stages=2, ctas=2)
+NEIGHBOURS = Config(64, 32, 16, 8, split_rows=2, m_warps=2, stages=2, ctas=2)
 # Weights that stay until the one CTA comes to the next block.
 RESIDENT = Config(
     *(128, 64, 32), split_rows=2, stages=2, ctas=1, batch_first=True, resident=True
@@ -109,17 +109,20 @@ def test_wgmma(shape, axis, config):
     ("shape", "config"),
     [
         ((1, 48, 32, 16), NEIGHBOURS),
-        ((2, 16, 24, 16), Config(64, 16, 16, 16, m_warps=1, stages=2, ctas=1)),
+        ((2, 16, 24, 16), Config(64, 16, 16, 16, m_warps=2, stages=2, ctas=1)),
         ((1, 2, 2, 128), NEIGHBOURS),  # Merged into (1, 16, 16, 16).
         (
             (1, 48, 48, 4),
             Config(64, 64, 32, 4, split_features=2, m_warps=1, stages=2, ctas=2),
         ),
-        (
-            (1, 48, 72, 2),
-            Config(64, 64, 64, 2, split_blocks=2, stages=2, m_warps=1, slots=1),
-        ),
-        ((2, 16, 16, 3), ALONE),  # Three blocks merged into one.
+        ((1, 48, 72, 2), Config(64, 64, 64, 2, split_rows=2, m_warps=1, stages=2)),
+        ((2, 16, 16, 3), Config(64, 32, 16, 3, m_warps=4, stages=2)),
+        ((1, 40, 24, 5), Config(64, 48, 32, 5, m_warps=2, stages=2)),
+        ((1, 32, 20, 6), Config(64, 16, 16, 6, m_warps=2, stages=2)),
+        ((1, 24, 16, 8), Config(64, 32, 16, 8, m_warps=4, stages=2)),
+        ((1, 16, 48, 12), Config(64, 16, 16, 12, m_warps=4, stages=2)),
+        ((1, 48, 32, 32), dataclasses.replace(NEIGHBOURS, cluster=2)),
+        ((1, 16, 16, 20), Config(64, 96, 16, 4, split_rows=2, m_warps=2)),  # Five merged into one.
     ],
     ids=str,
 )
@@ -139,21 +142,19 @@ KEPT = {"batch_first": True, "resident": True}
             (2, 16, 24, 16),
             -1,
             "float16",
-            Config(64, 16, 16, 16, m_warps=1, stages=2, **KEPT),
+            Config(64, 16, 16, 16, m_warps=4, stages=2, **KEPT),
         ),
-        (  # Of 24 outputs that are not neighbours, one warpgroup has 16.
+        (
             *((1, 48, 48, 4), -1, "bfloat16"),
-            Config(
-                *(64, 64, 96, 4), split_features=2, m_warps=1, stages=1, slots=1, **KEPT
-            ),
+            Config(64, 64, 48, 4, split_features=2, m_warps=1, stages=1, **KEPT),
         ),
         (
             *((1, 48, 72, 2), -1, "bfloat16"),
-            Config(64, 64, 64, 2, split_blocks=2, m_warps=1, stages=2, **KEPT),
+            Config(64, 64, 64, 2, split_rows=2, m_warps=1, stages=2, **KEPT),
         ),
         (
             *((1, 16, 32, 8), -1, "float32"),
-            Config(64, 16, 16, 8, m_warps=1, stages=2, slots=1, **KEPT),
+            Config(64, 32, 16, 8, m_warps=1, stages=2, **KEPT),
         ),
         ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, kept=2, **KEPT)),
         # Two groups of neighbours whose weights stay together.
@@ -198,8 +199,8 @@ def test_small_blocks_need_nothing_before_the_kernel(shape, batch, dtype, axis):
         )
 
 
-def test_streamed_weights_of_spread_blocks_are_put_in_order():
-    assert moved_before((1, 32, 32, 16), dataclasses.replace(NEIGHBOURS, ordered=True), axis=-1) >= {"transpose"}
+def test_streamed_weights_of_a_feature_first_array_are_put_in_order():
+    assert moved_before((1, 32, 32, 16), ALONE, axis=0) >= {"transpose"}
 
 
 @pytest.mark.parametrize("precision", [None, "highest"])
@@ -208,7 +209,7 @@ def test_streamed_weights_of_spread_blocks_are_put_in_order():
     [
         ((2, 48, 32, 1), -1, BY_ROWS),
         ((1, 48, 48, 2), 0, ALONE),
-        ((1, 16, 32, 8), -1, Config(64, 16, 16, 8, m_warps=1, stages=2, slots=1)),
+        ((1, 16, 32, 8), -1, Config(64, 32, 16, 8, m_warps=1, stages=2)),
     ],
     ids=str,
 )
@@ -250,13 +251,13 @@ def test_any_batch(shape, config, batch):
         (
             (1, 48, 32, 4),
             -1,
-            Config(64, 32, 32, 4, split_blocks=2, m_warps=1, stages=2),
+            Config(64, 32, 32, 4, split_rows=2, m_warps=2, stages=2),
             "silu",
         ),
         # Of whole tiles of the tensor core, the bias is read where it is.
         ((2, 40, 32, 1), -1, TALL, None),
         ((2, 48, 16, 3), 0, ALONE, None),
-        ((2, 16, 16, 8), -1, Config(64, 16, 16, 8, m_warps=1, stages=2), None),
+        ((2, 16, 16, 8), -1, Config(64, 16, 16, 8, m_warps=2, stages=2), None),
         ((1, 64, 32, 4), -1, Config(64, 32, 32, 4, m_warps=1, stages=2), None),
     ],
     ids=str,
@@ -406,8 +407,11 @@ def test_sizes_that_do_not_fit_are_refused():
             "rows / split_rows must be a multiple of 64, got 96",
         ),
         ({"cluster": 3}, "cluster must be 1, 2 or 4, got 3"),
-        ({"cluster": 2}, "cluster must be 1 without wgmma, .* got 2"),
-        ({"split_blocks": 2}, "blocks must be a multiple of split_blocks = 2, got 1"),
+        (
+            {"cluster": 2, "resident": True},
+            "cluster must be 1 with resident weights, got 2",
+        ),
+        ({"split_rows": 3}, "rows must be a multiple of split_rows = 3, got 64"),
     ],
 )
 def test_configurations_that_cannot_be(fields, reason):
