@@ -382,32 +382,37 @@ def zipped_bias(shape: Sequence[int], m_warps: int, itemsize: int) -> Any:
 def zip_sums(
     parts: Sequence[jax.Array], shape: Sequence[int], m_warps: int
 ) -> jax.Array:
-    """The inverse of `unzip_operands` for sums (rows, columns) of all blocks.
+    """The inverse of `unzip_operands`, for sums (rows, columns) of all blocks.
 
     Args:
       parts: one for each of the neighbouring blocks.
       shape: (columns / 8, rows, 8·blocks) or (columns / 8, rows, 8, blocks).
       m_warps: warps of a warpgroup along the rows.
     """
-    last = shape[2:]
-    entries = last[0] // 4 if len(last) == 1 else last[1]
-    mine = (entries,) if len(last) == 1 else (2, entries)
+    layout = zipped_sums(shape, m_warps, parts[0].dtype.itemsize)
+    x: jax.Array = _zip_p.bind(*parts, shape=tuple(shape), layout=layout)
+    return x
+
+
+def zipped_sums(shape: Sequence[int], m_warps: int, itemsize: int) -> Any:
+    """The layout in which `zip_sums` returns an array of that shape."""
+    _, _, *last = shape
+    flat = len(last) == 1
+    entries = last[0] // 4 if flat else last[1]
+    mine = (entries,) if flat else (2, entries)
     tiles = [
         (4 // m_warps, 16 * m_warps, *last),
         (1, 16, *last),
         (1, 8, *last),
         (1, 1, *mine),
-        (math.gcd(entries, 16 // parts[0].dtype.itemsize),),
+        (math.gcd(entries, 16 // itemsize),),
     ]
-    flat = len(last) == 1
-    layout = tiled_layout(
+    return tiled_layout(
         tiles,
         warp_dims=(-12, -13) if flat else (-16, -17),
         lane_dims=(-6, -5) if flat else (-8, -7),
         vector_dim=-1,
     )
-    x: jax.Array = _zip_p.bind(*parts, shape=tuple(shape), layout=layout)
-    return x
 
 
 def replicated(times: int) -> Any:

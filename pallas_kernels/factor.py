@@ -537,7 +537,9 @@ class _Kernel:
         for p in range(panels):
             if plan.zips:
                 first = depth + p * plan.panel_depth
-                source = factor_weights.zipped(self.x.at[all_rows, i], plan, first, k)
+                source = factor_weights.zipped(
+                    self.x.at[all_rows, i], plan, first, k, plan.panel_depth
+                )
             elif plan.feature_first:
                 rows = pl.ds(item.row + p * last[0], last[0])
                 source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
@@ -746,27 +748,22 @@ class _Kernel:
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
         """Applies the epilogue to the sums and sends them to y."""
-        if self.plan.config.wgmma:
-            self.send_parts(item, turn, sums)
-            return
         plan = self.plan
-        feature, _ = self.parts()
-        offsets = self.load_offsets(item.block, item.feature + feature, plan.features)
-        if len(offsets) < len(sums):
-            offsets = offsets * len(sums)
-        values = [
-            self.epilogue(one, offset)
-            for one, offset in zip(sums, offsets, strict=True)
-        ]
-        if plan.zips:
-            self.send_zipped(item, turn, values)
+        if plan.config.wgmma:
+            self.send_parts(item, turn, sums)
+        elif plan.zips:
+            self.send_zipped(item, turn, sums)
         else:
-            self.send(item, turn, values)
+            feature, _ = self.parts()
+            (offsets,) = self.load_offsets(
+                item.block, item.feature + feature, plan.features
+            )
+            self.send(item, turn, [self.epilogue(one, offsets) for one in sums])
 
     def load_offsets(self, block: Any, feature: jax.Array, length: int) -> list[Any]:
         """The bias of so many outputs of each block; None if there is none."""
         if self.offsets is None:
-            return [None]
+            return [None] * self.plan.config.blocks
         return factor_weights.load_bias(
             self.offsets, block, feature, length, self.plan, self.layout("ACC")
         )
@@ -833,17 +830,22 @@ class _Kernel:
     def finish_part(self, sums: jax.Array, offsets: jax.Array | None) -> jax.Array:
         """Applies the epilogue and rounds, with few registers beside the sums'."""
         step = math.gcd(_EPILOGUE_STEP, sums.shape[1])
-        # Always true, but not to the compiler: it would work on all steps at once.
-        here = jax.lax.axis_index("wg") < self.plan.config.warpgroups
         parts = []
         for start in range(0, sums.shape[1], step):
             outputs = slice(start, start + step)
             finish = functools.partial(
                 self.epilogue, offsets=None if offsets is None else offsets[outputs]
             )
-            part = jax.lax.cond(here, finish, lambda part: part, sums[:, outputs])
+            part = jax.lax.cond(
+                self.always, finish, lambda part: part, sums[:, outputs]
+            )
             parts.append(part.astype(self.y.dtype))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+    @property
+    def always(self) -> jax.Array:
+        """True, but not to the compiler: it would work on all steps at once."""
+        return jax.lax.axis_index("wg") < self.plan.config.warpgroups
 
     def slab(self, serial: jax.Array) -> Any:
         """A slab of y that this warpgroup may write."""
@@ -853,26 +855,38 @@ class _Kernel:
         wg = jax.lax.axis_index("wg")
         return self.y_slab.at[wg * out_stages + jax.lax.rem(serial, out_stages)]
 
-    def send_zipped(self, item: _Item, turn: jax.Array, values: Sequence[Any]) -> None:
-        """The same for blocks that lie zipped in y."""
+    def send_zipped(
+        self, item: _Item, turn: jax.Array, sums: Sequence[jax.Array]
+    ) -> None:
+        """Finishes neighbouring blocks' sums, zips them and sends them, tile by tile.
+
+        The bias of all their outputs would take too many registers.
+        """
         plan = self.plan
         feature, row = self.parts()
         i, k = _divmod(item.block, plan.factor.d)
-        slab = self.slab(turn)
-        parts = [value.astype(self.y.dtype) for value in values]
-        slab[...] = compat.zip_sums(parts, plan.slab_out, plan.config.m_warps)
-        plgpu.commit_smem()
+        slab, tile = self.slab(turn), plan.output_unit
         rows = self.y.at[pl.ds(item.row + row, plan.rows), i]
-        panels = plan.slab_out[0]
-        for p in range(panels):
-            start = item.feature + feature + p * OUTPUTS
-            if plan.has_whole_runs:
-                width = plan.slab_out[-1]
-                target = rows.at[:, pl.ds(start * plan.factor.d, width)]
-            else:
-                neighbours = pl.ds(k, plan.config.blocks)
-                target = rows.at[:, pl.ds(start, OUTPUTS), neighbours]
-            plgpu.copy_smem_to_gmem(slab.at[p], target, commit_group=p == panels - 1)
+        panels = tile // OUTPUTS
+
+        def finish_tile(start: int) -> None:
+            first = item.feature + feature + start
+            offsets = self.load_offsets(item.block, first, tile)
+            parts = [
+                self.epilogue(one[:, start : start + tile], offset).astype(self.y.dtype)
+                for one, offset in zip(sums, offsets, strict=True)
+            ]
+            target = slab.at[pl.ds(start // OUTPUTS, panels)]
+            target[...] = compat.zip_sums(parts, target.shape, plan.config.m_warps)
+
+        for start in range(0, plan.features, tile):
+            pl.when(self.always)(functools.partial(finish_tile, start))
+        plgpu.commit_smem()
+        count = plan.features // OUTPUTS
+        for p in range(count):
+            first = item.feature + feature + p * OUTPUTS
+            part = factor_weights.zipped(rows, plan, first, k, OUTPUTS)
+            plgpu.copy_smem_to_gmem(slab.at[p], part, commit_group=p == count - 1)
 
 
 def _turning() -> Any:

@@ -388,10 +388,10 @@ class Tiling:
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
         if self.zips:
             # x of all blocks, 16 inputs deep, and twice a tile of weights, as loaded
-            # and as operands; and the addresses of panels.
+            # and as operands; and addresses, or numbers on their way into pieces.
             width = tiles.MMA_K * self.config.blocks
             operands = width * (self.rows // m_warps + 2 * OUTPUTS) // 64
-            return self.num_sums + operands * self.pieces + 16
+            return self.num_sums + operands * self.pieces + 24 * self.pieces
         if self.way == "flat":
             m, n = self.rows, self.features
         else:

@@ -116,7 +116,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     if bias.dtype.name not in arguments.DTYPES:
         bias = bias.astype(jnp.float32)
     view = bias.reshape(a, b, d)
-    if more if plan.zips else b % plan.output_unit:
+    if b % plan.output_unit:
         view = jnp.pad(view, ((0, 0), (0, more), (0, 0)))
     if plan.zips:
         last = (OUTPUTS * d,) if plan.has_whole_runs else (OUTPUTS, d)
@@ -180,8 +180,11 @@ def _load_zipped_bias(
     layout: Any,
 ) -> list[jax.Array]:
     config = plan.config
-    panels = pl.ds(jax.lax.div(feature, OUTPUTS), length // OUTPUTS)
-    source = bias.at[i, panels]
+    # Outputs that there are not read something else.
+    start = jnp.minimum(
+        jax.lax.div(feature, OUTPUTS), bias.shape[1] - length // OUTPUTS
+    )
+    source = bias.at[i, pl.ds(start, length // OUTPUTS)]
     if not plan.has_whole_runs:
         source = source.at[:, :, pl.ds(k, config.blocks)]
     zipped = compat.zipped_bias(source.shape, config.m_warps, bias.dtype.itemsize)
@@ -223,9 +226,8 @@ def sources(
     if plan.zips:
         i, k = _divmod(block, plan.factor.d)
         rows = w.at[i, pl.ds(feature, shape[0])]
-        return [
-            zipped(rows, plan, depth + p * plan.panel_depth, k) for p in range(count)
-        ]
+        width = plan.panel_depth
+        return [zipped(rows, plan, depth + p * width, k, width) for p in range(count)]
     blocks, features, width = shape
     return [
         w.at[
@@ -237,12 +239,12 @@ def sources(
     ]
 
 
-def zipped(rows: Any, plan: Tiling, first: jax.Array, k: jax.Array) -> Any:
-    """A panel of inputs of neighbouring blocks, from the given input and block on."""
+def zipped(rows: Any, plan: Tiling, first: jax.Array, k: jax.Array, count: int) -> Any:
+    """So many features of neighbouring blocks, from the given one and block k on."""
     if plan.has_whole_runs:
-        width = plan.panel_depth * plan.factor.d
-        return rows.at[:, pl.ds(first * plan.factor.d, width)]
-    return rows.at[:, pl.ds(first, plan.panel_depth), pl.ds(k, plan.config.blocks)]
+        d = plan.factor.d
+        return rows.at[:, pl.ds(first * d, count * d)]
+    return rows.at[:, pl.ds(first, count), pl.ds(k, plan.config.blocks)]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
