@@ -1,12 +1,12 @@
 """`factor`: one factor in one launch, blocks of any size, x and y in either layout.
 
-    x in HBM ──TMA──▶ slab ──────────ldmatrix──────────▶ registers ─┐
-                       └▶ turned buffer ──ldmatrix.trans─▶    "     ├─ mma.sync, f32
-    weights (L2) ──TMA──▶ slab ──────ldmatrix──────────▶ registers ─┘  sums
-    large blocks of 16 bits: both slabs ─────────────────────── wgmma ───┤
-                                                                         │ bias,
-    y in HBM ◀──TMA── slab ◀──────── stmatrix ◀──────────────────────────┤ activation,
-                       └◀ transposed ◀─ turned buffer ◀── stmatrix ◀─────┘ rounding
+    x in HBM ──TMA──▶ slab ──ldmatrix────────────────────▶ registers ─┐
+                       ├─loads of 16 bytes─▶ blocks parted in them ───┤
+                       └▶ pieces in turned buffer ─ldmatrix.trans─▶ " ┤
+    weights (L2) ─TMA▶ slab ──the same──▶ registers ──────────────────┴▶ mma.sync ─┐
+    large blocks of 16 bits: both slabs ──────────────────────────────▶ wgmma ─────┤
+                                                                                   │
+    y in HBM ◀──TMA── slab ◀──stmatrix, or blocks zipped── bias, activation ◀──────┘
 
 An item of work is a tile of `rows` vectors by `features` outputs of one block, or of
 `blocks` neighbours along d, summed over chunks of `depth` inputs. CTAs stay and take
@@ -16,29 +16,32 @@ weights of a block fit beside the rest (`resident`), a CTA keeps them while the 
 goes by, and fetches x only. See `factor_tiles` for the three ways from x to the tensor
 core; in short: where a block of x is contiguous along features (feature-last, d = 1) or
 along the batch (feature-first), it is multiplied as it was fetched. Of a feature-last x
-with d > 1 whole runs of features are fetched, transposed in shared memory, and all
-their blocks multiplied; the sums go back the same way. float32 is multiplied in
-bfloat16 pieces. Weights, and x where d = 1 and features come last, are split in
-registers when they become operands; any other x goes through the turned buffer in
+with d > 1 neighbouring blocks are taken together: their features lie zipped, in x, w
+and y alike, so a thread loads what all blocks have of an input side by side and parts
+it in its registers into an operand for each (`compat.unzip_operands`), and zips the
+sums before it stores them. float32 is multiplied in bfloat16 pieces. Operands are split
+in registers as they are loaded, but a feature-first x goes through the turned buffer in
 pieces.
 
-Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and
-multiplied as they were fetched: it reads both operands where TMA put them, x with the
-vectors or the features in order, so that all registers are left for sums, of 64 × 256
-for each of two or three warpgroups. Products of a chunk run on while the next one is
-waited for; a stage is free once those of the chunk after it are queued up. Sums leave
-by way of a slab for 64 outputs, in turns. Weights that are not resident are shared by
-the two or four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a
-part of a chunk and sends it to all. So a stage is fetched anew only when all warpgroups
-of the cluster have told all of its CTAs that they are done with it, by a barrier that
-takes as many arrivals. All CTAs take as many chunks, and wait for whatever is sent to
-them, data or arrivals, so that none leaves before.
+Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and do not
+lie zipped: it reads both operands where TMA put them, x with the vectors or the
+features in order, so that all registers are left for sums, of 64 × 256 for each of two
+or three warpgroups. Products of a chunk run on while the next one is waited for; a
+stage is free once those of the chunk after it are queued up. Sums leave by way of a
+slab for 64 outputs, in turns. Weights that are not resident are shared by the two or
+four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a part of a
+chunk and sends it to all. So a stage is fetched anew only when all warpgroups of the
+cluster have told all of its CTAs that they are done with it, by a barrier that takes as
+many arrivals. All CTAs take as many chunks, and wait for whatever is sent to them, data
+or arrivals, so that none leaves before. Zipped blocks may be shared so, too.
 
-Nothing of x or y is permuted in HBM, and of w little: blocks of d = 1 are (a, b, c)
-already, and resident ones of d > 1 are put in order by the CTA that keeps them. Only
-where that loses, XLA writes w in order before the launch: see `factor_weights`.
-Neighbours are merged into larger blocks where b or c is far below 16, or where d is
-none of 1, 2, 4 and multiples of 8 in a feature-last array; those, too, XLA writes.
+Nothing of x or y is permuted in HBM. Nor is w where x is feature-last or d = 1: TMA
+copies it as it is. Of a feature-first array with d > 1, resident weights are put in
+order by the CTA that keeps them; only where that loses, XLA writes w in order before
+the launch: see `factor_weights`. Neighbours are merged into larger blocks where b or c
+is far below 16, or where a feature-last array has a d above 12 that is no multiple of 8
+(of float32, above 7 and no multiple of 4), or rows of b·d or c·d features that are no
+multiple of 8; those, too, XLA writes.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
@@ -46,22 +49,24 @@ T = ⌈b / features⌉:
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
     L2     s·(T·c + b) + s·b·c / (rows·cluster); nearly no weights if they are
-           resident. Runs of 8 neighbours (16 bytes of 32-byte sectors) count x twice.
+           resident. Where items have but 16 bytes of neighbours, of sectors of 32, x
+           and weights count twice.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
-           adds s·c + 4p·c, and on the way back 4b (12b for a float32 result). wgmma
-           reads x split_features times, and weights once for each 64 vectors:
-           s·(c·T·split_features + b·c / 64).
+           adds s·c + 4p·c. wgmma reads x split_features times, and weights once for
+           each 64 vectors: s·(c·T·split_features + b·c / 64).
 
 Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y (with wgmma 8 KB
 for each warpgroup and out_stage), and where the turned buffer is used about
-2p·rows·depth·blocks for each of its slots and 2·rows·features·blocks (threefold for a
-float32 result); see `Tiling.smem_bytes`.
+2p·rows·depth for each of its slots; see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
-panels that slabs consist of, and by padding in the turned buffer. Loads and stores of
-float32 are of 8 bytes, and two rows of four meet in the same banks: twice the time.
+panels that slabs consist of, and by padding in the turned buffer; nor where blocks lie
+zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart. Of 32 bytes,
+16 neighbours or 8 of float32, two rows meet in the same banks: twice the time, as for
+ldmatrix's loads and stores of float32. Zipped sums of 8 or 16 neighbours out of more
+are stored two rows to a bank.
 
 What binds, as time over the time of HBM, for a = 1, b = c in 16 bits and batch 25,088,
 by `factor_choice.load` at the default configuration. Predictions: nothing has been
@@ -74,10 +79,10 @@ timed, and the rate of L2 is a guess.
     d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.58   2.79
                           SMEM   0.37   0.52   0.49   0.59   0.76   1.37   2.60
                           mma    0.22   0.44   0.35   0.53   0.70   1.54   2.84
-    d = 4, feature-last   L2     1.15   0.99   1.97   2.37   2.76   5.13   9.87
-                          SMEM   1.21   1.17   1.51   2.04   1.97   3.63   6.96
-    d = 16, feature-last  L2     1.29   2.57   2.76   3.95   5.13   9.87  19.35
-                          SMEM   0.89   1.47   1.51   2.12   2.72   5.14   9.98
+    d = 4, feature-last   L2     0.95   1.05   1.24   1.81   1.92   3.15   5.66
+                          SMEM   0.66   0.87   0.98   1.80   2.05   3.65   6.87
+    d = 16, feature-last  L2     1.29   2.39   2.49   3.44   4.39   8.21  16.03
+                          SMEM   0.66   1.23   1.43   2.01   2.60   4.94   9.73
 
 So up to blocks of 256 HBM binds, and from 512 on L2 and the tensor cores alike. With
 mma.sync alone the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and
@@ -85,9 +90,10 @@ mma.sync alone the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 51
 for sums. With wgmma but without clusters L2 is at 1.3, 2.2 and 4.1, as x is read for
 each 256 outputs and weights for each 192 vectors.
 
-Where x has to be turned, sums of several blocks share the registers, tiles get small,
-and from about 256 × 256 for d = 4, 128 × 128 for larger d, x and weights are read from
-L2 so often that two transposes in HBM, three times the floor in all, should cost less.
+Where blocks lie zipped, sums of several of them share the registers, tiles get small,
+and from about 256 × 256 for d = 4, 192 × 192 for d of 8 and more, x and weights are
+read from L2 so often that two transposes in HBM, three times the floor in all, should
+cost less.
 """
 
 import dataclasses

@@ -1,50 +1,51 @@
 """How weights and bias of the one-factor kernel arrive, before the launch and in it.
 
-    d = 1                 w in HBM ──TMA──▶ slab
-    d > 1, resident       w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
-    d > 1, streamed       w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
+    d = 1, or feature-last   w in HBM ──TMA──▶ slab
+    feature-first, d > 1:
+      resident               w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
+      streamed               w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
 
-*Fetched* weights need no order but their own. *Arranged* ones, with s = itemsize, cost
-a CTA b·c·min(s·d, max(32, s·kept)) bytes of L2 whenever it comes to a group of `kept`
+*Fetched* weights need no order but their own; neighbouring blocks of a feature-last
+array are parted in registers. *Arranged* ones, with s = itemsize, cost a CTA
+b·c·min(s·d, max(32, s·kept)) bytes of L2 whenever it comes to a group of `kept`
 neighbours along d: whole sectors, of which it wants these. CTAs take runs of items, so
 that happens `ctas` + a·d / kept times in all, and while it does, a CTA only fetches x.
 In shared memory it is b·c·kept stores of s bytes, a warp's in different banks.
 *Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of memory;
 but then any CTA streams tiles of them, as many times as it likes.
 
-Seconds · 10⁶ for each, by `factor_choice.preparation` with the best configuration of
-its kind, next to what HBM takes for x and y, for 16 bits and batch 25,088 (512).
-Predictions; a launch is taken for 3. In brackets, what the whole is predicted to take
-with arranged weights, as a multiple of what it takes with ordered ones.
+Seconds · 10⁶ for the last two, by `factor_choice.preparation` with the best
+configuration of its kind, next to what HBM takes for x and y, for a feature-first array
+of 16 bits and batch 25,088 (512). Predictions; a launch is taken for 3. In brackets,
+what the whole is predicted to take with arranged weights, as a multiple of what it
+takes with ordered ones.
 
-                              x and y      arranged     ordered
-    (16, 16, 16, 16)   last     96  (2.0)   1.1  (1.0)   3.1  (3.1)   [0.98 (0.67)]
-                       first                1.3  (1.3)   3.1  (3.1)   [0.99 (0.73)]
-    (1, 32, 32, 32)    last     24  (0.5)   1.6  (1.0)   3.0  (3.0)   [0.94 (0.57)]
-                       first                2.4  (1.2)   3.0  (3.0)   [0.99 (0.63)]
-    (1, 64, 64, 16)    last     24  (0.5)   4.8  (1.6)   3.1  (3.1)   [0.97 (0.90)]
-                       first                4.1  (1.6)   3.1  (3.1)   [1.04 (0.83)]
-    (1, 128, 128, 4)   last     12  (0.2)   6.4  (4.0)   3.1  (3.1)   [2.01 (1.63)]
-                       first                4.1  (1.0)   3.1  (3.1)   [1.12 (0.50)]
-    (1, 128, 128, 16)  last     48  (1.0)   no room      3.2  (3.2)
-                       first               15.0  (3.9)   3.2  (3.2)   [1.27 (1.81)]
-    (96, 192, 192, 4)  last   1721   (35)   no room       16   (16)
-                       first                 34   (34)    16   (16)   [1.01 (1.64)]
-    (4, 1024, 1024, 16)       1530   (31)   no room       65   (65)
+                         x and y      arranged     ordered
+    (16, 16, 16, 16)    96  (2.0)   1.3  (1.3)   3.1  (3.1)   [0.99 (0.74)]
+    (1, 32, 32, 32)     24  (0.5)   2.4  (1.2)   3.0  (3.0)   [0.99 (0.63)]
+    (1, 64, 64, 16)     24  (0.5)   4.1  (1.6)   3.1  (3.1)   [1.04 (0.83)]
+    (1, 128, 128, 4)    12  (0.2)   4.1  (1.0)   3.1  (3.1)   [1.12 (0.50)]
+    (1, 128, 128, 16)   48  (1.0)  15.0  (3.9)   3.2  (3.2)   [1.27 (1.81)]
+    (96, 192, 192, 4) 1721   (35)    34   (34)    16   (16)   [1.01 (1.64)]
+    (1, 256, 256, 4)    24  (0.5)  16.3  (3.5)   3.2  (3.2)   [1.59 (1.37)]
+    (4, 1024, 1024, 16)  1530 (31)   no room      65   (65)
 
 A copy of w has to gain 5 % to be worth its memory. So blocks up to about 48 × 48 are
 read where they are, and larger ones where a CTA visits few of them, and of few
-neighbours: 64 × 64 mostly, 128 × 128 of a feature-first array for d ≤ 4. Beyond that,
-each CTA reads sectors for a few of their bytes, which costs more than a launch: at
-(1, 128, 128, 16) five times as much. Feature-last, several neighbours of that size have
-no room, 2·8·128·128 bytes; arranged anew for each tile they would add a third to the
-bytes from L2, which binds there, to save 7 % of the time of HBM. In float32
-feature-last, the turned buffers, in two pieces in and three out, leave room for weights
-up to about 32 × 32.
+neighbours: 64 × 64 mostly, 128 × 128 for d ≤ 4. Beyond that, each CTA reads sectors for
+a few of their bytes, which costs more than a launch: at (1, 128, 128, 16) five times as
+much.
 
-Merged blocks are ordered too. Theirs lie on diagonals of v entries, b·c·u·blocks of
-them, of which a warpgroup stores one at a time between two barriers. For radix-2 that
-should take about as long as the launch.
+Blocks that have no room could be streamed as they lie in w in three ways. Sectors for
+one block of d: min(d, 16) times the bytes of L2, which binds from 512 on. Items of
+several neighbours, as in a feature-last array: with mma.sync on 64 vectors by 128
+outputs of 8 blocks, operands are read from L2 and from shared memory 4.5 times as often
+as by wgmma on 192 by 256 of one. Or neighbours that belong to the CTAs of a cluster,
+each of which takes its share of all blocks from L2 and sends the others theirs: for
+each product of 192 × 256 × 64, 768 clocks of the tensor cores, 28 KB would come from
+peers, at some 12 bytes a clock. At (4, 1024, 1024, 16) the copy is 65 of about 7,000.
+
+Merged blocks are ordered too.
 
 The bias is read where it is, by tiles of the tensor core, unless b is no multiple of
 these: then XLA pads it. For wgmma XLA puts it in the order of the blocks.
