@@ -30,7 +30,8 @@ or three warpgroups. Products of a chunk run on while the next one is waited for
 stage is free once those of the chunk after it are queued up. Sums leave by way of a
 slab for 64 outputs, in turns. Weights that are not resident are shared by the two or
 four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a part of a
-chunk and sends it to all. So a stage is fetched anew only when all warpgroups of the
+chunk and sends it to all. Likewise x, by the CTAs at neighbouring tiles of outputs. So
+a stage is fetched anew only when all warpgroups of the
 cluster have told all of its CTAs that they are done with it, by a barrier that takes as
 many arrivals. All CTAs take as many chunks, and wait for whatever is sent to them, data
 or arrivals, so that none leaves before. Zipped blocks may be shared so, too.
@@ -73,26 +74,28 @@ by `factor_choice.load` at the default configuration. Predictions: nothing has b
 timed, and the rate of L2 is a guess.
 
     b = c                          48     96    128    192    256    512   1024
-    d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   3.03
-                          SMEM   0.37   0.51   0.49   0.59   0.71   1.26   2.37
-                          mma    0.22   0.44   0.35   0.53   0.70   1.41   2.82
-    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.58   2.79
-                          SMEM   0.37   0.52   0.49   0.59   0.76   1.37   2.60
-                          mma    0.22   0.44   0.35   0.53   0.70   1.54   2.84
-    d = 4, feature-last   L2     0.95   1.05   1.24   1.81   1.92   3.15   5.66
+    d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   2.23
+                          SMEM   0.37   0.51   0.49   0.59   0.71   1.26   2.91
+                          mma    0.22   0.44   0.35   0.53   0.70   1.41   3.18
+    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.24   1.99
+                          SMEM   0.37   0.52   0.49   0.59   0.76   1.43   2.60
+                          mma    0.22   0.44   0.35   0.53   0.70   1.48   2.84
+    d = 4, feature-last   L2     0.95   1.05   1.24   1.30   1.41   2.20   3.83
                           SMEM   0.66   0.87   0.98   1.80   2.05   3.65   6.87
-    d = 16, feature-last  L2     1.29   2.39   2.49   3.44   4.39   8.21  16.03
-                          SMEM   0.66   1.23   1.43   2.01   2.60   4.94   9.73
+                          mma    0.22   0.44   0.59   1.00   1.33   2.46   4.74
+    d = 16, feature-last  L2     1.29   1.56   1.66   2.39   2.79   5.08   9.77
+                          SMEM   0.66   1.23   1.43   2.22   2.60   4.94   9.73
+                          mma    0.22   0.46   0.62   0.89   1.18   2.32   4.64
 
-So up to blocks of 256 HBM binds, and from 512 on L2 and the tensor cores alike. With
-mma.sync alone the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and
-5.1 to 5.8 for 1024: it reads shared memory twice as often and leaves fewer registers
-for sums. With wgmma but without clusters L2 is at 1.3, 2.2 and 4.1, as x is read for
-each 256 outputs and weights for each 192 vectors.
+So up to blocks of 256 HBM binds, and beyond 512 the tensor cores. With mma.sync alone
+the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and 5.1 to 5.8 for
+1024: it reads shared memory twice as often and leaves fewer registers for sums. With
+wgmma but without clusters L2 is at 1.3, 2.2 and 4.1, as x is read for each 256 outputs
+and weights for each 192 vectors.
 
 Where blocks lie zipped, sums of several of them share the registers, tiles get small,
-and from about 256 × 256 for d = 4, 192 × 192 for d of 8 and more, x and weights are
-read from L2 so often that two transposes in HBM, three times the floor in all, should
+and operands are read so often, from shared memory for d = 4 and from L2 for larger d,
+that from about 256 × 256 on two transposes in HBM, three times the floor in all, should
 cost less.
 """
 
@@ -258,9 +261,10 @@ def _launch(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
         ),
     }
-    if config.cluster > 1:
+    axes = {"row": config.cluster, "column": config.cluster_features}
+    if config.cluster_size > 1:
         scratch["free"] = plgpu.ClusterBarrier(
-            collective_axes=("peer",),
+            collective_axes=tuple(axes),
             num_arrivals=config.warpgroups,
             num_barriers=config.stages,
         )
@@ -295,8 +299,8 @@ def _launch(
         ),
         grid=(plan.clusters,),
         grid_names=("cta",),
-        cluster=(config.cluster,) if config.cluster > 1 else (),
-        cluster_names=("peer",) if config.cluster > 1 else (),
+        cluster=tuple(axes.values()) if config.cluster_size > 1 else (),
+        cluster_names=tuple(axes) if config.cluster_size > 1 else (),
         num_threads=config.warpgroups,
         thread_name="wg",
     )(*operands)
@@ -446,7 +450,9 @@ class _Kernel:
 
         @pl.when((serial >= 0) & wanted)
         def _() -> None:
-            if config.cluster > 1:  # One thread speaks for all: wait for the others.
+            if (
+                config.cluster_size > 1
+            ):  # One thread speaks for all: wait for the others.
                 plgpu.commit_smem()
             plgpu.barrier_arrive(self.free.at[jax.lax.rem(serial, config.stages)])
 
@@ -469,15 +475,17 @@ class _Kernel:
             index = cta * each + jnp.minimum(cta, more) + turn
         else:
             index = cta + turn * plan.clusters
-        index, feature = _divmod(index, plan.feature_tiles)
+        index, feature = _divmod(index, plan.feature_steps)
         if config.batch_first:
             index, kept = _divmod(index, config.kept)
             group, tile = _divmod(index, plan.batch_steps)
             group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
-        if config.cluster > 1:
-            tile = tile * config.cluster + jax.lax.axis_index("peer")
+        if config.cluster_size > 1:
+            tile = tile * config.cluster + jax.lax.axis_index("row")
+            column = jax.lax.axis_index("column")
+            feature = feature * config.cluster_features + column
         return _Item(
             group * config.blocks, feature * config.features, tile * config.rows
         )
@@ -551,7 +559,12 @@ class _Kernel:
                 source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
             else:
                 source = self.x.at[all_rows, i, pl.ds(depth + p * last[0], last[0])]
-            plgpu.copy_gmem_to_smem(source, slab.at[p], loaded)
+            plgpu.copy_gmem_to_smem(
+                source,
+                slab.at[p],
+                loaded,
+                collective_axes="column" if config.cluster_features > 1 else None,
+            )
 
     def fetch_weights(
         self, item: _Item, chunk: jax.Array, at: Any, loaded: Any
@@ -563,7 +576,7 @@ class _Kernel:
                 source,
                 self.untiled(self.w_slab).at[at, p],
                 loaded,
-                collective_axes="peer" if plan.config.cluster > 1 else None,
+                collective_axes="row" if plan.config.cluster > 1 else None,
             )
 
     def untiled(self, slab: Any) -> Any:

@@ -101,7 +101,7 @@ def load(plan: Tiling) -> Load:
     mma = H200.matmul * (1 if config.wgmma else _MMA_SHARE)
     return Load(
         hbm=hbm / H200.hbm,
-        l2=rounds * (x * narrow + fetched + y) / H200.l2,
+        l2=rounds * (x * narrow / config.cluster_features + fetched + y) / H200.l2,
         smem=rounds * smem / H200.shared,
         mma=rounds * products * 2 * rows * features * depth * blocks / mma,
     )
@@ -182,7 +182,17 @@ _MAX_SUMS = 128  # Registers per thread for sums.
 _WEIGHTS_IN_L2 = 16 * 2**20
 # CTAs that run at once, by the size of a cluster, which is of one group of 16 or 18
 # multiprocessors. One cluster more would run after all others.
-_AT_ONCE = {1: H200.multiprocessors, 2: H200.multiprocessors, 4: 128}
+_AT_ONCE = {1: H200.multiprocessors, 2: H200.multiprocessors, 4: 128, 8: 128}
+Cluster = tuple[Literal[1, 2, 4], Literal[1, 2, 4]]
+_CLUSTERS: tuple[Cluster, ...] = (
+    (2, 1),
+    (4, 1),
+    (1, 2),
+    (1, 4),
+    (2, 2),
+    (4, 2),
+    (2, 4),
+)
 _WGMMA_FROM = 128 * 128  # Entries of a block; below, the products take little time.
 
 
@@ -229,7 +239,7 @@ def best_config(
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages)
         )
-        ctas = _AT_ONCE[config.cluster] * (2 if _fits_twice(plan) else 1)
+        ctas = _AT_ONCE[config.cluster_size] * (2 if _fits_twice(plan) else 1)
         plan = dataclasses.replace(
             plan, config=dataclasses.replace(plan.config, ctas=ctas)
         )
@@ -257,10 +267,10 @@ def _rank(plan: Tiling) -> tuple[float, ...]:
     alone = 2 / min(2, per_sm * config.warpgroups)
     busy = max(needs.hbm, needs.l2, alone * needs.smem, alone * needs.mma)
     # Parts overlap, but never wholly; and warpgroups wait for one another.
-    tiles_of_all = plan.items * config.cluster
+    tiles_of_all = plan.items * config.cluster_size
     rounds = -(-tiles_of_all // (H200.multiprocessors * per_sm))
     meetings = 1 if plan.way != "turned" else 5 - config.slots
-    if config.cluster > 1:
+    if config.cluster_size > 1:
         meetings += 1
     meeting = rounds * (plan.chunks * meetings + 2) * H200.meet_seconds / 2
     overlap = 0.2 * (needs.l2 + needs.smem)
@@ -289,10 +299,10 @@ def _candidates(
     }
     splits = [(1, 1), (2, 1), (1, 2), (1, 3), (2, 2), (4, 1), (1, 4)]
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
-    # Resident, shared by a cluster.
-    weights: list[tuple[bool, Literal[1, 2, 4]]] = [(False, 1), (True, 1)]
+    # Resident, and clusters that share weights and x.
+    weights: list[tuple[bool, Cluster]] = [(False, (1, 1)), (True, (1, 1))]
     if d > 1 and not feature_first:
-        weights += [(False, 2), (False, 4)]
+        weights += [(False, cluster) for cluster in _CLUSTERS]
     for rows, feature, depth, group, split, slots, how in itertools.product(
         (64, 128, 256),
         sorted(features),
@@ -306,7 +316,9 @@ def _candidates(
             continue
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
-        resident, cluster = how
+        resident, (cluster, cluster_features) = how
+        if cluster_features * feature >= 2 * b:
+            continue
         together = {1}
         if resident and feature_first:
             together |= {math.gcd(d, 4), math.gcd(d, 16)}
@@ -323,6 +335,7 @@ def _candidates(
                 slots=slots,
                 resident=resident,
                 cluster=cluster,
+                cluster_features=cluster_features,
                 kept=kept,
             )
 
@@ -336,13 +349,18 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
         n for n in (64, 128, 192, 256, units) if n <= min(units, tiles.MAX_COPY)
     }
     splits = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3)]
-    # Resident, ordered, shared by a cluster.
-    weights: list[tuple[bool, bool, Literal[1, 2, 4]]]
-    weights = [(False, False, cluster) for cluster in (1, 2, 4)]
-    weights += [(True, ordered, 1) for ordered in (False, True)[: min(factor.d, 2)]]
-    for rows, feature, depth, split, (resident, ordered, cluster) in itertools.product(
+    # Resident, ordered, and clusters that share weights and x.
+    weights: list[tuple[bool, bool, Cluster]]
+    weights = [(False, False, cluster) for cluster in ((1, 1), *_CLUSTERS)]
+    weights += [
+        (True, ordered, (1, 1)) for ordered in (False, True)[: min(factor.d, 2)]
+    ]
+    for rows, feature, depth, split, how in itertools.product(
         (64, 128, 192, 256), sorted(features), (64, 128), splits, weights
     ):
+        resident, ordered, (cluster, cluster_features) = how
+        if cluster_features * feature >= 2 * units:
+            continue
         fits = rows * feature <= 128 * _MAX_SUMS * math.prod(split)
         whole = rows % (WGMMA_ROWS * split[0]) == 0 and feature % (16 * split[1]) == 0
         if fits and whole:
@@ -359,4 +377,5 @@ def _wgmma_candidates(factor: tiles.Factor) -> Iterator[Config]:
                 ordered=ordered,
                 wgmma=True,
                 cluster=cluster,
+                cluster_features=cluster_features,
             )

@@ -43,6 +43,7 @@ Way = Literal["flat", "columns", "turned"]
 Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
+_MAX_CLUSTER = 8  # More than that is not portable.
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
 OUTPUTS = 8  # Of a tile of mma.sync: those of each block that are zipped together.
 LANES = 4  # That share a row of an operand of mma.sync.
@@ -79,6 +80,8 @@ class Config:
         warpgroup rows in multiples of 64.
       cluster: CTAs, at neighbouring tiles of the batch, that share the weights they
         fetch; 1 with resident weights, and with mma.sync unless blocks lie zipped.
+      cluster_features: CTAs of the same cluster, at neighbouring tiles of outputs, that
+        share the x they fetch; the same holds.
       kept: neighbours along d whose weights stay together, as they are together in w;
         1 unless x is feature-first, d > 1, and weights are resident.
     """
@@ -99,6 +102,7 @@ class Config:
     ordered: bool = False
     wgmma: bool = False
     cluster: Literal[1, 2, 4] = 1
+    cluster_features: Literal[1, 2, 4] = 1
     kept: int = 1
 
     def __post_init__(self) -> None:
@@ -129,11 +133,19 @@ class Config:
                     f"Config: {whole} must be a multiple of split_{whole} = {parts}, "
                     f"got {value}"
                 )
-        if self.cluster not in (1, 2, 4):
-            raise ValueError(f"Config: cluster must be 1, 2 or 4, got {self.cluster}")
-        if self.cluster > 1 and self.resident:
+        for name in ("cluster", "cluster_features"):
+            value = getattr(self, name)
+            if value not in (1, 2, 4):
+                raise ValueError(f"Config: {name} must be 1, 2 or 4, got {value}")
+        if self.cluster_size > _MAX_CLUSTER:
             raise ValueError(
-                f"Config: cluster must be 1 with resident weights, got {self.cluster}"
+                f"Config: cluster · cluster_features must be at most {_MAX_CLUSTER}, "
+                f"got {self.cluster_size}"
+            )
+        if self.cluster_size > 1 and self.resident:
+            raise ValueError(
+                "Config: cluster and cluster_features must be 1 with resident weights, "
+                f"got {self.cluster} and {self.cluster_features}"
             )
         if self.wgmma:
             self._check_wgmma()
@@ -154,6 +166,11 @@ class Config:
         ):
             if not holds:
                 raise ValueError(f"Config: with wgmma, {rule}")
+
+    @property
+    def cluster_size(self) -> int:
+        """CTAs of a cluster."""
+        return self.cluster * self.cluster_features
 
     @property
     def warpgroups(self) -> int:
@@ -239,6 +256,17 @@ class Tiling:
         return -(-self.factor.b // self.config.features)
 
     @property
+    def feature_steps(self) -> int:
+        """Runs of tiles of outputs, as many as a cluster has CTAs side by side."""
+        return -(-self.feature_tiles // self.config.cluster_features)
+
+    @property
+    def padded_features(self) -> int:
+        """Outputs of a block in all tiles, those included that there are not."""
+        tiles_of_all = self.feature_steps * self.config.cluster_features
+        return tiles_of_all * self.config.features
+
+    @property
     def batch_tiles(self) -> int:
         """Tiles of vectors."""
         return -(-self.batch // self.config.rows)
@@ -256,17 +284,17 @@ class Tiling:
     @property
     def items(self) -> int:
         """Items of work, each of as many tiles as a cluster has CTAs."""
-        return self.groups * self.batch_steps * self.feature_tiles
+        return self.groups * self.batch_steps * self.feature_steps
 
     @property
     def ctas(self) -> int:
         """CTAs that are launched."""
-        return self.clusters * self.config.cluster
+        return self.clusters * self.config.cluster_size
 
     @property
     def clusters(self) -> int:
         """Clusters that they form."""
-        return min(max(1, self.config.ctas // self.config.cluster), self.items)
+        return min(max(1, self.config.ctas // self.config.cluster_size), self.items)
 
     @property
     def rows(self) -> int:
@@ -537,8 +565,8 @@ def misfit(plan: Tiling) -> str | None:
             return f"blocks must be one of {choices}, not {config.blocks}"
     elif config.blocks > 1:
         return "blocks must be 1"
-    if config.cluster > 1 and not (config.wgmma or plan.zips):
-        return "cluster must be 1 with mma.sync, unless blocks lie zipped"
+    if config.cluster_size > 1 and not (config.wgmma or plan.zips):
+        return "a cluster is for wgmma, and for blocks that lie zipped"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
     if config.kept > 1 and (

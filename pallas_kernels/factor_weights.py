@@ -111,7 +111,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
       (a, b/8, 8, d) if an item has some of the neighbours.
     """
     a, b, d = plan.factor.a, plan.factor.b, plan.factor.d
-    more = plan.feature_tiles * plan.config.features - b
+    more = plan.padded_features - b
     if plan.config.wgmma:
         return jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, more)))
     if bias.dtype.name not in arguments.DTYPES:

@@ -93,6 +93,8 @@ def test_spread_blocks_of_a_feature_first_array(shape, config):
         ((1, 200, 136, 1), -1, WIDE_BY_FEATURES),
         ((2, 48, 128, 1), -1, WIDE_RESIDENT),
         ((2, 72, 200, 1), -1, WIDE_SHARED),  # An odd number of tiles of the batch.
+        ((1, 136, 72, 1), -1, dataclasses.replace(WIDE, cluster_features=2)),
+        ((1, 72, 72, 2), 0, dataclasses.replace(WIDE_SHARED, cluster_features=2)),
         ((1, 64, 64, 1), 0, WIDE),
         ((1, 72, 200, 2), 0, WIDE_SHARED),
         ((2, 72, 200, 3), 0, WIDE_BY_ROWS),
@@ -123,6 +125,11 @@ def test_wgmma(shape, axis, config):
         ((1, 24, 16, 8), Config(64, 32, 16, 8, m_warps=4, stages=2)),
         ((1, 16, 48, 12), Config(64, 16, 16, 12, m_warps=4, stages=2)),
         ((1, 48, 32, 32), dataclasses.replace(NEIGHBOURS, cluster=2)),
+        ((1, 48, 32, 16), dataclasses.replace(NEIGHBOURS, cluster_features=2)),
+        (
+            *((1, 72, 16, 8),),
+            dataclasses.replace(NEIGHBOURS, cluster=2, cluster_features=2),
+        ),
         ((1, 16, 16, 20), Config(64, 32, 16, 10, m_warps=4)),  # Two merged into one.
     ],
     ids=str,
@@ -424,9 +431,10 @@ def test_sizes_that_do_not_fit_are_refused():
             "rows / split_rows must be a multiple of 64, got 96",
         ),
         ({"cluster": 3}, "cluster must be 1, 2 or 4, got 3"),
+        ({"cluster": 4, "cluster_features": 4}, "must be at most 8, got 16"),
         (
             {"cluster": 2, "resident": True},
-            "cluster must be 1 with resident weights, got 2",
+            "must be 1 with resident weights, got 2 and 1",
         ),
         ({"split_rows": 3}, "rows must be a multiple of split_rows = 3, got 64"),
     ],
