@@ -308,10 +308,11 @@ def unzip_operands(
     Four neighbouring lanes share a row of a panel, and each has what follows one
     another of one to four inputs: all blocks' entries. So column 8h + 2t + e of an
     operand is one of the inputs of lane t, number 2h + e of those it has in all panels.
+    With two inputs for a lane they are in order.
 
     Args:
-      x: 16 inputs, in panels: (panels, rows, 4·inputs·blocks) or, for one input of a
-        lane, (panels, rows, 4, blocks); of 16 bits, or float32 that is to be cut into
+      x: 16 inputs, in panels: (panels, rows, 4·inputs·blocks) or
+        (panels, rows, 4·inputs, blocks); of 16 bits, or float32 that is to be cut into
         pieces; in the layout `zipped_operands`.
       operand: left (rows, 16) or right (16, rows).
       blocks: how many.
@@ -331,19 +332,24 @@ def zipped_operands(
     panels, _, *last = shape
     down = 16 * m_warps if operand == "LHS" else 8 * (4 // m_warps)
     rows = 16 if operand == "LHS" else 8
-    entries = last[0] // 4 if len(last) == 1 else last[1]
-    tiles: list[tuple[int, ...]] = [
+    flat = len(last) == 1
+    mine = (last[0] // 4, *last[1:])
+    tiles = [
         (panels, down, *last),
         (panels, rows, *last),
         (1, 8, *last),
-        *([(1, 1, entries)] if len(last) == 1 else []),
-        (math.gcd(entries, 16 // itemsize),),
+        (1, 1, *mine),
+        (math.gcd(mine[-1], 16 // itemsize),),
     ]
-    warps = (-12, replicated(4 // m_warps))
+    warps = (-12 if flat else -16, replicated(4 // m_warps))
     if operand == "RHS":
-        warps = (replicated(m_warps), -12)
-    lanes = (-6, -5) if len(last) == 1 else (-4, -3)
-    return tiled_layout(tiles, warp_dims=warps, lane_dims=lanes, vector_dim=-1)
+        warps = (replicated(m_warps), -12 if flat else -16)
+    return tiled_layout(
+        tiles,
+        warp_dims=warps,
+        lane_dims=(-6, -5) if flat else (-8, -7),
+        vector_dim=-1,
+    )
 
 
 def unzip_bias(x: jax.Array, blocks: int, layout: Any) -> list[jax.Array]:

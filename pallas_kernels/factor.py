@@ -231,7 +231,7 @@ def _view(plan: Tiling, length: int) -> tuple[int, ...]:
     a, d = plan.factor.a, plan.factor.d
     if plan.feature_first:
         return (a, length, d, plan.batch)
-    if plan.zips and not plan.has_whole_runs:
+    if plan.zips_features and not plan.has_whole_runs:
         return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
 
@@ -247,15 +247,15 @@ def _launch(
     config = plan.config
     lanes = config.warpgroups * config.out_stages
 
-    def panels(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    def panels(zipped: bool, count: int, shape: tuple[int, ...], dtype: Any) -> Any:
         # Other rows of what lies zipped are apart without a swizzle.
-        if plan.zips and shape[-1] * jnp.dtype(dtype).itemsize != SWIZZLES[0]:
+        if zipped and shape[-1] * jnp.dtype(dtype).itemsize != SWIZZLES[0]:
             return plgpu.SMEM((count, *shape), dtype)
         return slab((count, *shape), dtype, tiled=config.wgmma)
 
     scratch = {
-        "x_slab": panels(config.stages, plan.slab_in, x.dtype),
-        "w_slab": panels(plan.weight_stages, plan.slab_weights, x.dtype),
+        "x_slab": panels(plan.zips_features, config.stages, plan.slab_in, x.dtype),
+        "w_slab": panels(plan.zips, plan.weight_stages, plan.slab_weights, x.dtype),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
             num_arrivals=_num_copies(plan), num_barriers=config.stages
@@ -393,7 +393,11 @@ class _Kernel:
                 self.turn(serial, at)
                 self.meet()
             weights = self.weights(item, chunk, at)
-            multiply = self.multiply_zipped if plan.zips else self.multiply
+            multiply = self.multiply
+            if plan.zips:
+                multiply = self.multiply_neighbours
+            if plan.zips_features:
+                multiply = self.multiply_zipped
             sums = multiply(serial, at, weights, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
@@ -549,14 +553,15 @@ class _Kernel:
         panels, _, *last = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
         for p in range(panels):
-            if plan.zips:
+            if plan.zips_features:
                 first = depth + p * plan.panel_depth
                 source = factor_weights.zipped(
                     self.x.at[all_rows, i], plan, first, k, plan.panel_depth
                 )
             elif plan.feature_first:
-                rows = pl.ds(item.row + p * last[0], last[0])
-                source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
+                n, panel = divmod(p, config.rows // last[0])
+                rows = pl.ds(item.row + panel * last[0], last[0])
+                source = self.x.at[i, pl.ds(depth, config.depth), k + n, rows]
             else:
                 source = self.x.at[all_rows, i, pl.ds(depth + p * last[0], last[0])]
             plgpu.copy_gmem_to_smem(
@@ -584,12 +589,12 @@ class _Kernel:
         return compat.untiled(slab) if self.plan.config.wgmma else slab
 
     def zeros(self) -> list[jax.Array]:
-        """Sums, of each block or of each panel of vectors."""
+        """Sums, of each block, and there of each panel of vectors."""
         plan = self.plan
         shape, count = (plan.rows, plan.features), plan.config.blocks
         if plan.way != "flat":
             width = plan.slab_in[-1] if plan.way == "columns" else plan.rows
-            shape, count = (plan.features, width), plan.rows // width
+            shape, count = (plan.features, width), count * (plan.rows // width)
         zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout("ACC"))
         return [zero] * count
 
@@ -606,10 +611,12 @@ class _Kernel:
         slot = jax.lax.rem(serial, config.slots) * plan.pieces
 
         def take_unit(p: jax.Array) -> None:
-            columns = pl.ds(p * width, width)
+            block, panel = _divmod(p, config.rows // width)
+            inputs = pl.ds(block * config.depth, config.depth)
+            columns = pl.ds(panel * width, width)
             whole = _load(self.x_slab.at[at, p], _turning())
             for n, part in enumerate(self.split(whole)):
-                self.turned.at[slot + n, :, columns][...] = part
+                self.turned.at[slot + n, inputs, columns][...] = part
 
         self.deal(panels, take_unit)
 
@@ -656,17 +663,54 @@ class _Kernel:
                             sums[m] = plgpu.mma(sums[m], parts[i], w)
                 else:
                     parts = [
-                        self.columns(serial, at, p * width, m, piece)
+                        self.columns(serial, at, 0, pl.ds(p * width, width), m, piece)
                         for piece in range(plan.pieces)
                     ]
                     for i, j in pairs:
                         sums[m] = plgpu.mma(sums[m], w_parts[j], parts[i])
         return sums
 
+    def multiply_neighbours(
+        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
+    ) -> list[jax.Array]:
+        """The same for neighbouring blocks of a feature-first x, 16 inputs at a time.
+
+        Their weights lie zipped: a tile of the tensor core has those of all blocks.
+        """
+        plan = self.plan
+        feature, _ = self.parts()
+        tile, depth = plan.output_unit, tiles.MMA_K
+        pairs = pieces.products(plan.pieces)
+        starts = range(0, plan.features, tile)
+        panels = len(sums) // plan.config.blocks
+
+        def take_inputs(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+            found = [[one[start : start + tile] for start in starts] for one in sums]
+            for n, start in enumerate(starts):
+                w = self.unzip(weights, "LHS", step, feature + start, tile)
+                for one in range(len(sums)):
+                    block, m = divmod(one, panels)
+                    inputs = pl.ds(step * depth, depth)
+                    x = [
+                        self.columns(serial, at, block, inputs, m, piece)
+                        for piece in range(plan.pieces)
+                    ]
+                    for i, j in pairs:
+                        found[one][n] = plgpu.mma(found[one][n], w[block][j], x[i])
+            return [
+                parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+                for parts in found
+            ]
+
+        found: list[jax.Array] = jax.lax.fori_loop(
+            0, plan.config.depth // depth, take_inputs, sums
+        )
+        return found
+
     def multiply_zipped(
         self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
     ) -> list[jax.Array]:
-        """The same for neighbouring blocks that lie zipped, 16 inputs at a time.
+        """The same for neighbouring blocks of a feature-last x.
 
         x of all blocks is held while weights come and go, a tile of the tensor core at
         a time, as one load has the entries of all blocks.
@@ -751,18 +795,19 @@ class _Kernel:
         return found
 
     def columns(
-        self, serial: jax.Array, at: jax.Array, depth: int, m: int, i: int
+        self, serial: jax.Array, at: jax.Array, block: int, inputs: Any, m: int, i: int
     ) -> jax.Array:
         """Inputs of a block as a right operand: piece i of panel m of the vectors."""
-        plan = self.plan
+        plan, config = self.plan, self.plan.config
         _, row = self.parts()
-        inputs = pl.ds(depth, plan.weight_width)
         if plan.way == "columns":
-            panel = jax.lax.div(row, plan.slab_in[-1]) + m
+            width = plan.slab_in[-1]
+            panel = block * (config.rows // width) + jax.lax.div(row, width) + m
             ref = self.x_slab.at[at, panel, inputs]
         else:
-            slot = jax.lax.rem(serial, plan.config.slots) * plan.pieces + i
-            ref = self.turned.at[slot, inputs, pl.ds(row, plan.rows)]
+            slot = jax.lax.rem(serial, config.slots) * plan.pieces + i
+            buffer = self.turned.at[slot, pl.ds(block * config.depth, config.depth)]
+            ref = buffer.at[inputs, pl.ds(row, plan.rows)]
         return _load(ref, self.layout("RHS"))
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
@@ -770,19 +815,26 @@ class _Kernel:
         plan = self.plan
         if plan.config.wgmma:
             self.send_parts(item, turn, sums)
-        elif plan.zips:
+        elif plan.zips_features:
             self.send_zipped(item, turn, sums)
         else:
             feature, _ = self.parts()
-            (offsets,) = self.load_offsets(
-                item.block, item.feature + feature, plan.features
-            )
-            self.send(item, turn, [self.epilogue(one, offsets) for one in sums])
+            panels, blocks = len(sums) // plan.config.blocks, plan.config.blocks
+            for n in range(blocks):
+                of_block = dataclasses.replace(item, block=item.block + n)
+                (offsets,) = self.load_offsets(
+                    of_block.block, item.feature + feature, plan.features
+                )
+                values = [
+                    self.epilogue(one, offsets)
+                    for one in sums[n * panels : (n + 1) * panels]
+                ]
+                self.send(of_block, turn * blocks + n, values)
 
     def load_offsets(self, block: Any, feature: jax.Array, length: int) -> list[Any]:
         """The bias of so many outputs of each block; None if there is none."""
         if self.offsets is None:
-            return [None] * self.plan.config.blocks
+            return [None] * (self.plan.config.blocks if self.plan.zips_features else 1)
         return factor_weights.load_bias(
             self.offsets, block, feature, length, self.plan, self.layout("ACC")
         )

@@ -82,6 +82,8 @@ def load(plan: Tiling) -> Load:
     x_operand: float = x // plan.item_in * 2 * plan.pieces
     if plan.way == "flat":
         x_operand = x * conflicts
+    if plan.zips and not plan.zips_features:  # x anew for each tile of outputs.
+        by_row *= plan.features // plan.output_unit
     smem = x + weights + by_row * x_operand + by_feature * weights * conflicts + 2 * y
     if plan.way == "turned":
         smem += x + 2 * x // plan.item_in * plan.pieces
@@ -220,7 +222,9 @@ def best_config(
     walk = factor.num_weights * item_in > _WEIGHTS_IN_L2
     best: tuple[tuple[float, ...], Config] | None = None
     reason: str | None = None
-    blocks = (1,) if way != "flat" else neighbours(factor, item_in, item_out)
+    blocks = neighbours(factor, item_in, item_out)
+    if way != "flat":
+        blocks = tuple({1, *blocks})
     drafts = _candidates(factor, way, blocks)
     if (feature_first or factor.d == 1) and item_in == 2:
         drafts = itertools.chain(drafts, _wgmma_candidates(factor))
@@ -301,7 +305,7 @@ def _candidates(
     turned: tuple[Literal[1, 2], ...] = (1,) if way != "turned" else (2, 1)
     # Resident, and clusters that share weights and x.
     weights: list[tuple[bool, Cluster]] = [(False, (1, 1)), (True, (1, 1))]
-    if d > 1 and not feature_first:
+    if max(blocks) > 1:
         weights += [(False, cluster) for cluster in _CLUSTERS]
     for rows, feature, depth, group, split, slots, how in itertools.product(
         (64, 128, 256),
@@ -317,10 +321,12 @@ def _candidates(
         if rows * feature * group > 128 * _MAX_SUMS * math.prod(split):
             continue
         resident, (cluster, cluster_features) = how
+        if group == 1 and cluster * cluster_features > 1:
+            continue
         if cluster_features * feature >= 2 * b:
             continue
         together = {1}
-        if resident and feature_first:
+        if resident and feature_first and group == 1:
             together |= {math.gcd(d, 4), math.gcd(d, 16)}
         for m_warps, kept in itertools.product(_M_WARPS, sorted(together)):
             yield Config(

@@ -58,7 +58,8 @@ class Config:
       rows: vectors of the batch in a tile, a multiple of 64.
       features: outputs of a block in a tile, a multiple of 16.
       depth: inputs of a block that are fetched at a time, a multiple of 16.
-      blocks: neighbours along d in a tile; 1 unless x is feature-last and d > 1.
+      blocks: neighbours along d in a tile, more than one if x is feature-last and
+        d > 1; see `neighbours`. For a feature-first x they save XLA the ordering of w.
       split_rows: warpgroups that share the tile's rows.
       split_features: warpgroups that share the outputs of a block.
       m_warps: warps of a warpgroup along the rows of the product.
@@ -208,8 +209,13 @@ class Tiling:
 
     @property
     def zips(self) -> bool:
-        """Whether features of neighbouring blocks lie zipped."""
-        return self.way == "flat" and self.factor.d > 1
+        """Whether an item has neighbouring blocks, whose weights lie zipped."""
+        return self.config.blocks > 1
+
+    @property
+    def zips_features(self) -> bool:
+        """Whether their features do, too."""
+        return self.zips and self.way == "flat"
 
     @property
     def has_whole_runs(self) -> bool:
@@ -220,8 +226,11 @@ class Tiling:
     def inputs_per_lane(self) -> int:
         """Zipped inputs that follow one another and that one lane loads: 1, 2 or 4.
 
-        With all blocks' entries, 16 bytes or more, if possible in words of 4 bytes.
+        With all blocks' entries, 16 bytes or more, if possible in words of 4 bytes. Two
+        leave inputs in their order, as a feature-first x has them.
         """
+        if not self.zips_features:
+            return 2
         if not self.has_whole_runs:
             return 1
         size = self.factor.d * self.item_in
@@ -242,8 +251,8 @@ class Tiling:
 
     @property
     def turned(self) -> tuple[int, int]:
-        """Shape of the turned buffer for a chunk, with padding."""
-        return (self.config.depth, self.config.rows + _PAD)
+        """Shape of the turned buffer for a chunk, block after block, with padding."""
+        return (self.config.blocks * self.config.depth, self.config.rows + _PAD)
 
     @property
     def chunks(self) -> int:
@@ -310,17 +319,18 @@ class Tiling:
     def slab_in(self) -> tuple[int, ...]:
         """Shape of a chunk of x in shared memory: panels with a swizzled last axis.
 
-        Zipped ones are not swizzled.
+        Zipped ones are not swizzled. Of a feature-first x they are those of one block
+        after the other.
         """
         config = self.config
-        if self.zips:
+        if self.zips_features:
             panels = config.depth // self.panel_depth
             return (panels, config.rows, *self.zipped(self.panel_depth))
         if self.way == "flat":
             width = panel(config.depth, self.item_in)
             return (config.depth // width, config.rows, width)
         width = panel(config.rows, self.item_in)
-        return (config.rows // width, config.depth, width)
+        return (config.blocks * config.rows // width, config.depth, width)
 
     @property
     def arrival(self) -> Arrival:
@@ -355,12 +365,12 @@ class Tiling:
     def slab_weights(self) -> tuple[int, ...]:
         """The same of the weights, (panels, blocks, features, width).
 
-        Zipped ones are (panels, features, …), like x.
+        Zipped ones are (panels, features, …), like x that is.
         """
         config = self.config
         if self.zips:
-            panels, _, *last = self.slab_in
-            return (panels, config.features, *last)
+            panels = config.depth // self.panel_depth
+            return (panels, config.features, *self.zipped(self.panel_depth))
         width = self.weight_width
         return (config.depth // width, config.kept, config.features, width)
 
@@ -388,7 +398,7 @@ class Tiling:
             if self.feature_first:
                 return (1, math.gcd(self.features, WGMMA_ROWS), WGMMA_ROWS)
             return (1, WGMMA_ROWS, panel(self.features, self.item_out))
-        if self.zips:
+        if self.zips_features:
             return (self.features // OUTPUTS, self.rows, *self.zipped(OUTPUTS))
         if self.way == "flat":
             width = panel(self.features, self.item_out)
@@ -414,12 +424,17 @@ class Tiling:
             return self.num_sums
         width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
-        if self.zips:
+        if self.zips_features:
             # x of all blocks, 16 inputs deep, and twice a tile of weights, as loaded
             # and as operands; and addresses, or numbers on their way into pieces.
             width = tiles.MMA_K * self.config.blocks
             operands = width * (self.rows // m_warps + 2 * OUTPUTS) // 64
             return self.num_sums + operands * self.pieces + 24 * self.pieces
+        if self.zips:  # x of one block, and a tile of all weights.
+            operands = tiles.MMA_K * (
+                self.rows // n_warps + 2 * 16 * self.config.blocks
+            )
+            return self.num_sums + (operands // 64 + 24) * self.pieces
         if self.way == "flat":
             m, n = self.rows, self.features
         else:
@@ -494,7 +509,7 @@ _MAX_RUN = {2: 12, 4: 7}
 
 
 def neighbours(factor: tiles.Factor, item_in: int, item_out: int) -> tuple[int, ...]:
-    """How many blocks of a feature-last array an item can have; empty if none.
+    """How many blocks that lie zipped an item can have; empty if none.
 
     All, if rows of an array begin at multiples of 16 bytes; or some whose entries are
     16 or 32 bytes, as TMA copies no less.
@@ -559,14 +574,14 @@ def misfit(plan: Tiling) -> str | None:
             return "wgmma is for 16 bits, and d = 1 or a feature-first x"
         if plan.feature_first and plan.item_out == 4:
             return "wgmma is for a result of 16 bits, if features come first"
-    if plan.zips:
+    if config.blocks > 1 or (plan.way == "flat" and d > 1):
         choices = neighbours(plan.factor, plan.item_in, plan.item_out)
         if config.blocks not in choices:
             return f"blocks must be one of {choices}, not {config.blocks}"
-    elif config.blocks > 1:
-        return "blocks must be 1"
+        if not plan.zips_features and plan.arrival == "ordered":
+            return "blocks must be 1 where neighbours are merged"
     if config.cluster_size > 1 and not (config.wgmma or plan.zips):
-        return "a cluster is for wgmma, and for blocks that lie zipped"
+        return "a cluster is for wgmma, and for neighbouring blocks"
     if config.resident and not config.batch_first:
         return "resident weights need batch_first"
     if config.kept > 1 and (

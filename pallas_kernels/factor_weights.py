@@ -107,7 +107,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     may reach beyond the bias.
 
     Returns:
-      (a, b, d); (a·d, b) for wgmma; if blocks lie zipped, (a, b/8, 8·d), or
+      (a, b, d); (a·d, b) for wgmma; if features lie zipped, (a, b/8, 8·d), or
       (a, b/8, 8, d) if an item has some of the neighbours.
     """
     a, b, d = plan.factor.a, plan.factor.b, plan.factor.d
@@ -119,7 +119,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     view = bias.reshape(a, b, d)
     if b % plan.output_unit:
         view = jnp.pad(view, ((0, 0), (0, more), (0, 0)))
-    if plan.zips:
+    if plan.zips_features:
         last = (OUTPUTS * d,) if plan.has_whole_runs else (OUTPUTS, d)
         view = view.reshape(a, -1, *last)
     return view
@@ -137,7 +137,7 @@ def load_bias(
 
     Args:
       bias: in HBM, as `bias_before_launch` returns it.
-      block: the first block.
+      block: the block, or the first of those whose features lie zipped.
       feature: its first output.
       length: how many; all that the warpgroup has, except with wgmma.
       plan: the tiling.
@@ -147,7 +147,7 @@ def load_bias(
         rows = bias.at[block, pl.ds(feature, length)]
         return [plgpu.load(rows, layout=layout.reduce(0), optimized=False)]
     i, k = _divmod(block, plan.factor.d)
-    if plan.zips:
+    if plan.zips_features:
         return _load_zipped_bias(bias, i, k, feature, length, plan, layout)
     unit, whole = plan.output_unit, bias.shape[1]
     if whole % length:  # Units of outputs that there are not read something else.

@@ -14,8 +14,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import compat
 
-ZIPPED = [  # Blocks, and inputs of a lane; None for blocks that are some of many.
-    *((2, 4), (3, 4), (4, 2), (5, 2), (8, 1), (12, 1), (16, None)),
+ZIPPED = [  # Blocks, and inputs of a lane; negative if they are some of many blocks.
+    *((2, 4), (3, 4), (4, 2), (5, 2), (8, 1), (12, 1), (16, -1), (8, -2)),
 ]
 THREADS = list(itertools.product(range(4), (0, 1, 6, 15, 16, 31)))  # Warps and lanes.
 
@@ -107,8 +107,9 @@ def test_fragments_are_those_of_mma_sync():
 @pytest.mark.parametrize(("blocks", "inputs"), ZIPPED)
 def test_operands(blocks, inputs, m_warps, operand):
     rows = 128
-    last = (4, blocks) if inputs is None else (4 * inputs * blocks,)
-    shape = (4 // (inputs or 1), rows, *last)
+    each = abs(inputs)
+    last = (4 * each, blocks) if inputs < 0 else (4 * each * blocks,)
+    shape = (4 // each, rows, *last)
     x = np.arange(np.prod(shape)).reshape(shape)
     zipped = compat.zipped_operands(operand, shape, m_warps, 2).to_mgpu()
     layout = getattr(plgpu.Layout, f"MMA_{operand}")(jnp.bfloat16, m_warps=m_warps)
@@ -116,7 +117,7 @@ def test_operands(blocks, inputs, m_warps, operand):
     entries = x.reshape(shape[0], rows, 4, -1, blocks)
     expected = np.empty((blocks, rows, 16), int)
     for h, t, e in itertools.product(range(2), range(4), range(2)):
-        panel, one = divmod(2 * h + e, inputs or 1)
+        panel, one = divmod(2 * h + e, each)
         expected[:, :, 8 * h + 2 * t + e] = entries[panel, :, t, one].T
     if operand == "RHS":
         expected = expected.swapaxes(1, 2)
@@ -137,7 +138,7 @@ def test_operands(blocks, inputs, m_warps, operand):
 @pytest.mark.parametrize(("blocks", "inputs"), ZIPPED)
 def test_sums_and_bias(blocks, inputs, m_warps):
     rows, columns = 128, 64
-    last = (8, blocks) if inputs is None else (8 * blocks,)
+    last = (8, blocks) if inputs < 0 else (8 * blocks,)
     sums = np.arange(blocks * rows * columns).reshape(blocks, rows, columns)
     y = sums.transpose(1, 2, 0).reshape(rows, columns // 8, 8 * blocks)
     y = y.swapaxes(0, 1).reshape(columns // 8, rows, *last)

@@ -78,6 +78,18 @@ def test_blocks_of_neighbours(shape, config, axis):
         ((2, 24, 20, 3), BY_ROWS),  # Neither b nor c a multiple of the tile.
         ((1, 2, 2, 32), BY_FEATURES),
         ((2, 64, 16, 5), TALL),
+        # Several blocks at a time.
+        ((1, 48, 32, 16), Config(64, 32, 16, 8, m_warps=2, stages=2, ctas=2)),
+        ((2, 24, 20, 4), Config(64, 32, 32, 4, m_warps=1, stages=2, ctas=1)),
+        ((1, 40, 24, 3), Config(128, 64, 16, 3, split_rows=2, m_warps=2, stages=1)),
+        (
+            *((1, 40, 16, 32),),
+            Config(64, 32, 16, 16, split_features=2, m_warps=1, cluster=2, stages=2),
+        ),
+        (
+            *((1, 72, 16, 8),),
+            Config(64, 32, 16, 8, m_warps=1, cluster=2, cluster_features=2, stages=2),
+        ),
     ],
     ids=str,
 )
@@ -226,6 +238,8 @@ def test_streamed_weights_of_a_feature_first_array_are_put_in_order():
         ((2, 48, 32, 1), -1, BY_ROWS),
         ((1, 48, 48, 2), 0, ALONE),
         ((1, 16, 24, 3), -1, Config(64, 32, 16, 3, m_warps=2, stages=2)),
+        ((1, 16, 24, 3), 0, Config(64, 32, 16, 3, m_warps=2, stages=2, slots=1)),
+        ((1, 32, 16, 8), 0, Config(64, 32, 16, 4, split_features=2, m_warps=1)),
         ((1, 32, 16, 12), -1, Config(64, 32, 16, 4, split_rows=2, m_warps=2)),
         ((1, 16, 32, 8), -1, Config(64, 32, 16, 8, m_warps=1, stages=2)),
     ],
@@ -274,6 +288,7 @@ def test_any_batch(shape, config, batch):
         ),
         ((1, 40, 16, 6), -1, Config(64, 48, 16, 6, m_warps=4, stages=2), "gelu"),
         ((1, 40, 16, 32), -1, NEIGHBOURS, "relu"),
+        ((1, 40, 16, 8), 0, Config(64, 32, 16, 8, m_warps=2, stages=2), "silu"),
         # Of whole tiles of the tensor core, the bias is read where it is.
         ((2, 40, 32, 1), -1, TALL, None),
         ((2, 48, 16, 3), 0, ALONE, None),
