@@ -570,8 +570,8 @@ def misfit(plan: Tiling) -> str | None:
     """Why a configuration does not fit, or None if it does."""
     config, d = plan.config, plan.factor.d
     if config.wgmma:
-        if plan.zips or plan.item_in != 2:
-            return "wgmma is for 16 bits, and d = 1 or a feature-first x"
+        if plan.item_in != 2 or plan.zips or (plan.way == "flat" and d > 1):
+            return "wgmma is for 16 bits, a single block, and d = 1 or features first"
         if plan.feature_first and plan.item_out == 4:
             return "wgmma is for a result of 16 bits, if features come first"
     if config.blocks > 1 or (plan.way == "flat" and d > 1):

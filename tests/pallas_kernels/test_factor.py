@@ -389,13 +389,17 @@ def test_exports_for_a_gpu_from_any_machine():
             {"config": Config(features=16, m_warps=1)},
             "must be multiples of 16 and 32, not 64 and 16",
         ),
-        (arrays((2, 16, 16, 1)), {"config": NEIGHBOURS}, "blocks must be 1"),
+        (
+            arrays((2, 16, 16, 1)),
+            {"config": NEIGHBOURS},
+            "blocks must be one of .1,., not 8",
+        ),
         (
             arrays((2, 72, 16, 1)),
             {"config": dataclasses.replace(RESIDENT, batch_first=False)},
             "resident weights need batch_first",
         ),
-        (arrays((1, 64, 64, 4)), {"config": WIDE}, "d = 1 or a feature-first x"),
+        (arrays((1, 64, 64, 4)), {"config": WIDE}, "d = 1 or features first"),
         (arrays((1, 64, 64, 1), dtype="float32"), {"config": WIDE}, "is for 16 bits"),
         (
             arrays((1, 64, 64, 1), axis=0),
