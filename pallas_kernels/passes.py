@@ -29,6 +29,7 @@ MAX_FEATURES = 16  # Of a unit, in the registers of a thread.
 MAX_WEIGHTS = 64  # The same.
 _MAX_CUTS = 8  # Ways to cut a chain that are looked at closely.
 _TMA_BYTES = 16  # The innermost extent of a TMA copy is a multiple of this.
+_VECTOR_BYTES = 16  # That one load of a thread takes at most.
 _ROW_PADDINGS = (0, 1, 4)
 _BANKS, _BANK_BYTES = 32, 4
 
@@ -449,8 +450,9 @@ def _step(
 ) -> Step:
     reads = access(tiles[source], work.c, work.d)
     writes = access(tiles[target], work.b, work.d)
+    weights = _weights(work, reads, tiles[0].itemsize)
     threads, wavefronts = _deal(
-        work, reads, writes, tiles[source], tiles[target], warpgroups
+        work, reads, writes, tiles[source], tiles[target], weights, warpgroups
     )
     sizes = (tiles[source].rows, *reads.units)
     taken = zip(sizes, threads.block, threads.groups, strict=True)
@@ -464,6 +466,7 @@ def _deal(
     writes: Access,
     source: Tile,
     target: Tile,
+    weights: Callable[[Lanes], int],
     warpgroups: int,
 ) -> tuple[Threads, int]:
     """The cheapest way to spread a pass over the threads, and its wavefronts."""
@@ -478,7 +481,7 @@ def _deal(
         if warps is None or groups is None:
             continue
         rows_of_thread = left[0]
-        per_thread = rows_of_thread * (read(lanes) + write(lanes)) + work.num_weights
+        per_thread = rows_of_thread * (read(lanes) + write(lanes)) + weights(lanes)
         warps_of_tile = math.prod(sizes) // (32 * rows_of_thread)
         cost = per_thread * warps_of_tile
         if best is None or cost < best[0]:
@@ -530,6 +533,41 @@ def _mover(features: int, access: Access, tile: Tile) -> Callable[[Lanes], int]:
         return times * wavefronts(taken, min(width, 16))
 
     return moves
+
+
+def load_vector(count: int, itemsize: int) -> int:
+    """How many of a unit's weights, if they follow one another, one load takes."""
+    return math.gcd(count, _VECTOR_BYTES // itemsize)
+
+
+def _weights(work: Pass, access: Access, itemsize: int) -> Callable[[Lanes], int]:
+    """Clocks for which a warp loads the weights of its units, by its lanes.
+
+    They come through the cache that shared memory is a part of; it is taken to have the
+    same banks.
+    """
+
+    def clocks(lanes: Lanes) -> int:
+        total = 0
+        for shape in work.factors:
+            count = math.prod(shape)
+            digits = (*access.outer, count, *access.inner)
+            strides = [itemsize * math.prod(digits[i:]) for i in range(1, len(digits))]
+            strides.append(itemsize)
+            del strides[len(access.outer)]
+            vector = 1 if access.inner else load_vector(count, itemsize)
+            along = zip(lanes[1:], strides, strict=True)
+            taken = ((lanes[0], 0), *along)
+            total += (
+                count
+                // vector
+                * wavefronts(
+                    tuple(pair for pair in taken if pair[0] > 1), vector * itemsize
+                )
+            )
+        return total
+
+    return clocks
 
 
 @functools.lru_cache(maxsize=65536)

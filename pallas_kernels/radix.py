@@ -20,7 +20,7 @@ Bytes for each vector of a chain with n features before and after every factor, 
 P passes; s = itemsize, w = weights of all factors:
 
     HBM     2·s·n, x read once and y written once: the floor
-    L2      the same, and s·w / rows
+    L2      the same, and s·w / rows or more, see below
     SMEM    2·s·n by TMA, 2·s·n by the first and last pass, 8·(P - 1)·n between
     FMA     w products; the first of each sum is a product alone
 
@@ -33,23 +33,39 @@ has one digit padded. The first pass has them at n = 4096, where it holds eight 
 that follow one another; and so have the first and last of feature-first tiles, whose
 vectors TMA packs densely. `passes.plan` counts them all.
 
+*Weights*, and the bias, are read where they are; XLA only names their axes anew. Where
+the units of a pass follow one another (D = 1), all weights that a unit has of a factor
+do too, and a thread loads them by up to 16 bytes. Elsewhere they are D apart, and one
+load takes one of them, neighbouring lanes neighbours in memory where lanes run along
+D. A sector of 32 bytes whose rest another unit, or another warp's rows, wants is asked
+for again, of the cache of the multiprocessor first: kB of sectors for a tile, if each
+load had its own, if loads of a warp share theirs, and those of x and y.
+
+    n      dtype, features   loads   warps   weights once   x, y
+    256    float32, last        70      59             16     66
+    1024   float32, last       197     156             82    131
+    1024   float32, first      123      82             82    131
+    1024   bfloat16, last      123      94             41     98
+    4096   float32, last       492     393            393    131
+
 *Which ceiling binds*, predicted and not measured: clocks of a multiprocessor for each
 vector of float32, features last, with the rates that `pallas_kernels.chips` assumes of
 an H200, 19.2 bytes of HBM per clock. "Pipeline" is what shared memory and the loads of
-weights take, TMA included; "FMA" both instructions of each weighted sum at 128 per
-clock.
+weights take, TMA included, of these "weights" the loads: their cache is taken to have
+the banks of shared memory, in which strided ones meet. "FMA" are both instructions of
+each weighted sum at 128 per clock.
 
-    n      rows   passes   HBM    pipeline   FMA
-    256    2·32   3         107      92       32
-    1024   16     4         427     448      160
-    4096   4      4        1710    2304      768
+    n      rows   passes   HBM    pipeline   weights   FMA
+    256    2·32   3         107         96        32    32
+    1024   16     4         427        576       256   160
+    4096   4      4        1710       3456      2176   768
 
-So float32 is bound by HBM up to n = 512, and at n = 1024 by HBM and the memory
-pipeline alike, of which weights are over a quarter: they are loaded for every tile, and
-by each thread that shares the rows of a block with others. At n = 4096 a tile has only
-4 rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
-Features first, the pipeline takes 1.5 times as long. In 16 bits HBM takes half the
-time and the rest the same.
+So float32 is bound by HBM at n = 256, nearly so at n = 512, and at n = 1024 by the
+memory pipeline, of which weights are a third: they are loaded for every tile, and by
+each thread that shares the rows of a block with others. At n = 4096 a tile has only 4 rows, and each
+draws 98 kB of weights through L2 beside 32 kB of x and y.
+Features first, the pipeline takes 1.3 to 1.5 times as long. In 16 bits HBM takes half
+the time and the rest three quarters or more.
 
 Where the chain kernel should win: it collapses ten radix-2 factors to a few of larger
 blocks, which take as few passes on tensor cores. To be expected in 16 bits from n = 512
@@ -59,7 +75,6 @@ as they are given.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -221,11 +236,16 @@ def radix(
     if config is None:
         config = default_config(shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype)
     plan = _plan(shapes, types, config, axis)
-    weights = [_weights(factors, step) for step in plan.steps]
+    weights = [
+        [_by_unit(factors[index], step) for index in step.work.indices]
+        for step in plan.steps
+    ]
     if bias is not None:
-        weights.append(_bias(bias.astype(jnp.float32), plan.steps[-1]))
+        if bias.dtype.name not in arguments.DTYPES:
+            bias = bias.astype(jnp.float32)
+        bias = _by_unit(bias, plan.steps[-1])
     x = compat.gpu_only(x)
-    y = _launch(x, weights, bias is not None, activation, plan, config, axis, types[1])
+    y = _launch(x, weights, bias, activation, plan, config, axis, types[1])
     return y.reshape(y_shape)
 
 
@@ -248,34 +268,18 @@ def _plan(
     )
 
 
-def _order(step: passes.Step) -> tuple[int, ...]:
-    """The units' axes as weights have them: those that lanes run along innermost."""
-    lanes = step.threads.lanes[1:]
-    return tuple(sorted(range(len(lanes)), key=lambda axis: lanes[axis] > 1))
+def _by_unit(array: jax.Array, step: passes.Step) -> jax.Array:
+    """Weights of a factor, or the bias, as (outer…, those of a unit, inner…): a view.
 
-
-def _weights(factors: Sequence[jax.Array], step: passes.Step) -> jax.Array:
-    """Weights of a pass as (weights of a unit, units…), the units' axes in `_order`."""
-    work, units = step.work, step.reads.units
-    parts = []
-    for index, (a, b, c, d) in zip(work.indices, work.factors, strict=True):
-        w = factors[index].reshape(work.a, a, b, c, d, work.d)
-        parts.append(w.transpose(1, 2, 3, 4, 0, 5).reshape(a * b * c * d, *units))
-    return jnp.concatenate(parts).transpose(0, *(1 + axis for axis in _order(step)))
-
-
-def _bias(bias: jax.Array, step: passes.Step) -> jax.Array:
-    """The bias as if it were weights of the last pass."""
-    work = step.work
-    parts = bias.reshape(work.a, work.b, work.d).transpose(1, 0, 2)
-    parts = parts.reshape(work.b, *step.reads.units)
-    return parts.transpose(0, *(1 + axis for axis in _order(step)))
+    Units are numbered by digits before and after m, and so are blocks: nothing moves.
+    """
+    return array.reshape(*step.reads.outer, -1, *step.reads.inner)
 
 
 def _launch(
     x: jax.Array,
-    weights: Sequence[jax.Array],
-    has_bias: bool,
+    weights: Sequence[Sequence[jax.Array]],
+    bias: jax.Array | None,
     activation: Activation | None,
     plan: passes.Plan,
     config: Config,
@@ -292,8 +296,11 @@ def _launch(
     num_tiles = pl.cdiv(batch, config.rows)
     ctas = min(config.ctas, num_tiles)
 
+    given = (*itertools.chain(*weights), *(() if bias is None else (bias,)))
+
     def body(x_ref: Any, *refs: Any) -> None:
-        *weight_refs, y_ref, x_tiles, middle, y_tile, loaded, phase = refs
+        *given_refs, y_ref, x_tiles, middle, y_tile, loaded, phase = refs
+        following = iter(given_refs)
         _Kernel(
             plan,
             config,
@@ -301,8 +308,8 @@ def _launch(
             ctas,
             activation,
             x_ref,
-            weight_refs[: len(plan.steps)],
-            weight_refs[-1] if has_bias else None,
+            [list(itertools.islice(following, len(some))) for some in weights],
+            next(following, None),
             y_ref,
             x_tiles,
             middle,
@@ -331,8 +338,8 @@ def _launch(
         grid_names=("cta",),
         num_threads=config.warpgroups,
         thread_name="wg",
-    )(x.reshape(x_shape), *weights)
-    return compat.varying_as(result, x, *weights)
+    )(x.reshape(x_shape), *given)
+    return compat.varying_as(result, x, *given)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -345,7 +352,7 @@ class _Kernel:
     ctas: int
     activation: Activation | None
     x: Any
-    weights: Sequence[Any]
+    weights: Sequence[Sequence[Any]]
     bias: Any
     y: Any
     x_tiles: Any
@@ -479,28 +486,12 @@ class _Kernel:
     ) -> list[list[jax.Array]]:
         """Weights of the warpgroup's units in float32, and their bias or nothing."""
         is_last = index == len(self.plan.steps) - 1
-        refs = [self.weights[index], self.bias if is_last else None]
-        order, units = _order(step), _units(step, turn)
-        spans = tuple(units[axis] for axis in order)
-        back = tuple(order.index(axis) for axis in range(len(order)))
-        load = functools.partial(
-            plgpu.load, layout=_layout(step).reduce((0,)), optimized=False
-        )
-        found: list[list[jax.Array]] = []
-        for ref in refs:
-            views = (
-                []
-                if ref is None
-                else [ref.at[(i, *spans)] for i in range(ref.shape[0])]
-            )
-            if not units:
-                loaded = [view[...] for view in views]
-            elif back == tuple(sorted(back)):
-                loaded = [load(view) for view in views]
-            else:
-                loaded = [load(view.transpose(back)) for view in views]
-            found.append([w.astype(jnp.float32) for w in loaded])
-        return found
+        bias = [] if self.bias is None or not is_last else [self.bias]
+        units = _units(step, turn)
+        return [
+            [w for ref in refs for w in _of_units(ref, step, units)]
+            for refs in (self.weights[index], bias)
+        ]
 
     def read(
         self, step: passes.Step, slot: jax.Array, rows: Any, units: Sequence[Any]
@@ -511,7 +502,8 @@ class _Kernel:
         values = []
         for place in _places(step.reads, tile, rows, units):
             view = _rows_in_front(ref.at[place], tile)
-            value = plgpu.load(view, layout=_layout(step, vector), optimized=False)
+            layout = _layout(step, vector if vector > 1 else None)
+            value = plgpu.load(view, layout=layout, optimized=False)
             value = value.astype(jnp.float32)
             values += compat.unstack_vector(value) if vector > 1 else [value]
         return values
@@ -536,6 +528,29 @@ class _Kernel:
                 value = compat.stack_vector(several, _layout(step, vector))
             view = _rows_in_front(ref.at[place], tile)
             view[...] = value.astype(ref.dtype)
+
+
+def _of_units(ref: Any, step: passes.Step, units: Sequence[Any]) -> list[jax.Array]:
+    """Loads what `_by_unit` made a view of, one array (units…) for each of a unit."""
+    outer, inner = units[: len(step.reads.outer)], units[len(step.reads.outer) :]
+    count = ref.shape[len(outer)]
+    if not units:
+        loaded = [ref[i] for i in range(count)]
+    elif inner:
+        layout = _layout(step).reduce((0,))
+        loaded = [
+            plgpu.load(ref.at[(*outer, i, *inner)], layout=layout, optimized=False)
+            for i in range(count)
+        ]
+    else:
+        vector = passes.load_vector(count, ref.dtype.itemsize)
+        layout = _layout(step, vector).reduce((0,))
+        loaded = []
+        for first in range(0, count, vector):
+            view = ref.at[(*outer, pl.ds(first, vector))]
+            several = plgpu.load(view, layout=layout, optimized=False)
+            loaded += compat.unstack_vector(several)
+    return [w.astype(jnp.float32) for w in loaded]
 
 
 def _loop(count: int, action: Callable[[jax.Array, None], None]) -> None:
@@ -666,13 +681,13 @@ def _multiply(
     return values
 
 
-def _layout(step: passes.Step, vector: int = 1) -> Any:
+def _layout(step: passes.Step, vector: int | None = None) -> Any:
     """How a block (rows, units…), or (rows, units…, vector), lies in the registers."""
-    threads, more = step.threads, (vector,) if vector > 1 else ()
+    threads, more = step.threads, () if vector is None else (vector,)
     lanes = threads.lanes
     held = (threads.rows * lanes[0], *lanes[1:])
     tiles = [(*threads.block, *more), (*held, *more), (*lanes, *more)]
-    if vector == 1:
+    if vector is None:
         tiles.append((1,))
     # The axes after tiling: warps, then what a thread holds, then lanes, then a vector.
     axes = len(lanes)

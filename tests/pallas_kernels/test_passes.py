@@ -100,13 +100,21 @@ def test_radix_2_has_no_conflict_with_features_last():
     found = plan(RADIX_2, 16, warpgroups=4)
     assert len(found.steps) == 4
     for step in found.steps:
-        weights = step.work.num_weights
         threads = math.prod(step.threads.groups) * 128
-        rows = 16 * math.prod(step.reads.units) // threads  # Of a thread, units too.
-        moved = 2 * 16 * 1024 * 4 // 128
         turns = math.prod(step.turns[1:])
-        assert rows >= turns
-        assert step.wavefronts == moved + weights * turns * threads // 32
+        moved = 2 * 16 * 1024 * 4 // 128
+        at_once, rest = divmod(step.wavefronts - moved, turns * threads // 32)
+        assert rest == 0
+        # Of weights there may be conflicts: they lie as they are given.
+        assert step.work.num_weights <= at_once <= 4 * step.work.num_weights
+
+
+@pytest.mark.parametrize(
+    ("count", "itemsize", "vector"),
+    [(16, 4, 4), (16, 2, 8), (4, 2, 4), (6, 4, 2), (12, 2, 4), (15, 4, 1), (64, 4, 4)],
+)
+def test_weights_that_follow_one_another_are_loaded_in_vectors(count, itemsize, vector):
+    assert passes.load_vector(count, itemsize) == vector
 
 
 def test_intermediates_are_worked_on_in_place():

@@ -154,6 +154,20 @@ def arrays(shapes, *, batch=64, axis=-1, dtype="float32"):
     return x, tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
 
 
+@both_layouts
+@pytest.mark.parametrize("bias_dtype", ["float32", "bfloat16", "float8_e5m2"])
+def test_weights_and_bias_are_read_as_they_are_given(bias_dtype, axis):
+    """Outside the kernel nothing is moved: there are only views."""
+    x, factors = arrays(DYADIC, axis=axis, dtype="bfloat16")
+    bias = jax.ShapeDtypeStruct((64,), bias_dtype)
+    traced = jax.make_jaxpr(lambda x, w, b: radix(x, w, axis=axis, bias=b))
+    found = [eqn.primitive.name for eqn in traced(x, factors, bias).jaxpr.eqns]
+    allowed = {"reshape", "gpu_only", "custom_vmap_call"}  # The last is the kernel.
+    if bias_dtype == "float8_e5m2":  # The kernel does not load that.
+        allowed |= {"convert_element_type"}
+    assert set(found) == allowed and found.count("custom_vmap_call") == 1
+
+
 def test_lowering_for_a_cpu_is_refused():
     with pytest.raises(NotImplementedError, match=r"NVIDIA GPUs.* lowered for cpu"):
         jax.jit(radix).lower(*arrays(DYADIC))
