@@ -26,8 +26,8 @@ class Case:
       launches: kernels that `pallas_chain` may start, one for all factors that should
         share a launch; None where that is not known, and kernels may refuse the case.
       too_much_for: implementations that XLA is known not to compile here.
-      reordered: whether `pallas` has XLA put weights in order before it: those of
-        merged or large blocks, see `pallas_kernels.factor`.
+      reordered: whether `pallas` has XLA put weights in order before it: those of large
+        blocks, see `pallas_kernels.factor`.
       has_fused_gradients: whether all gradients of `pallas_chain` should come from one
         more launch.
     """
@@ -82,9 +82,9 @@ CASES = (
     Case("monarch:768x3072", launches=2),  # In one it should take longer.
     Case("monarch:768x3072", layout="feature_first", launches=1),
     Case("monarch:3072x768", launches=1),
-    Case("square_dyadic:1024", launches=1, reordered=True, has_fused_gradients=True),
+    Case("square_dyadic:1024", launches=1, has_fused_gradients=True),
     # More than one CTA has room for: over a cluster, the last one over none either.
-    Case("square_dyadic:4096", launches=1, reordered=True),
+    Case("square_dyadic:4096", launches=1),
     Case("monarch:4096x4096", batch=25088, launches=1),
     Case("monarch:4096x4096", batch=25088, layout="feature_first", launches=1),
     Case("(1,16,16,512)(16,16,16,32)(256,32,32,1)", batch=25088, launches=1),

@@ -26,8 +26,8 @@ class Kernel:
     Attributes:
       name: of its function, as tuned tables and rows have it.
       implementation: the name in butterjax's registry that runs it.
-      is_launched_on: tells what chains its implementation launches it on for a
-        workload: it may multiply factors out, or take a few at a time.
+      is_launched_on: tells what chains implementations launch it on for a workload:
+        they may multiply factors out, or take a few at a time.
       run: applies a chain to x; the arguments are those of
         `pallas_kernels.chain.chain`.
       config: its Config.
@@ -58,20 +58,33 @@ class Kernel:
 def _launches(
     kernel: str, workload: Workload, precision: str | None
 ) -> tuple[bj.Chain, ...]:
+    """What `pallas_chain` launches it on."""
+    return _launches_of(kernel, workload, workload.chain, precision)
+
+
+def _all_launches(
+    kernel: str, workload: Workload, precision: str | None
+) -> tuple[bj.Chain, ...]:
+    """What `pallas` launches it on, factor by factor, and `pallas_chain` does."""
+    alone = [bj.Chain([pattern]) for pattern in workload.chain]
+    found = [
+        _launches_of(kernel, workload, chain, precision)
+        for chain in dict.fromkeys([*alone, workload.chain])
+    ]
+    return tuple(dict.fromkeys(itertools.chain(*found)))
+
+
+def _launches_of(
+    kernel: str, workload: Workload, chain: bj.Chain, precision: str | None
+) -> tuple[bj.Chain, ...]:
     launches = plan_launches(
-        workload.chain,
+        chain,
         dtype=workload.dtype,
         batch=workload.batch,
         axis=workload.axis,
         precision=precision,
     )
     return tuple(launch.chain for launch in launches if launch.kernel == kernel)
-
-
-def _each_factor(workload: Workload, precision: str | None) -> tuple[bj.Chain, ...]:
-    """What `pallas` launches it on, and `pallas_chain` where it does."""
-    alone = [bj.Chain([pattern]) for pattern in workload.chain]
-    return tuple(dict.fromkeys([*alone, *_launches("factor", workload, precision)]))
 
 
 def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:
@@ -169,13 +182,13 @@ KERNELS = {
         Kernel(
             name="factor",
             implementation="pallas",
-            is_launched_on=_each_factor,
+            is_launched_on=functools.partial(_all_launches, "factor"),
             run=_one_factor,
             config=factor.Config,
             default_config=_of_one_factor,
             dtypes=("bfloat16", "float16", "float32"),
             # d = 1 and d > 1, b ≠ c, blocks that are no multiples of 16 or exceed a
-            # tile, many small ones; then the paper's widest and largest.
+            # tile, many small ones, merged; then the paper's widest and largest.
             checked=(
                 "(2,48,48,4)",
                 "(1,48,192,1)",
@@ -205,12 +218,13 @@ KERNELS = {
         Kernel(
             name="radix",
             implementation="pallas_chain",
-            is_launched_on=functools.partial(_launches, "radix"),
+            is_launched_on=functools.partial(_all_launches, "radix"),
             run=radix.radix,
             config=radix.Config,
             default_config=radix.default_config,
             dtypes=("float32", "bfloat16", "float16"),
-            # Two to twelve factors; b ≠ c; blocks of 4, 8 and 16; not chainable.
+            # Two to twelve factors; b ≠ c; blocks of 4, 8 and 16; not chainable. Then
+            # single factors, whole and in parts along d and along a.
             checked=(
                 "square_dyadic:64",
                 "square_dyadic:4",
@@ -222,13 +236,23 @@ KERNELS = {
                 "(1,4,2,8)(2,4,2,2)",
                 "(1,16,4,16)(4,4,16,4)",
                 "(8,2,2,1)(1,2,2,8)",
+                "(1,2,2,512)",
+                "(512,2,2,1)",
+                "(16,4,4,16)",
+                "(64,8,8,1)",
+                "(1,8,8,64)",
+                "(4,16,4,16)",
+                "(1,2,2,4096)",
+                "(2048,2,2,1)",
             ),
             grid={
-                "rows": (4, 8, 16, 32, 64, 128),
+                "rows": (4, 8, 16, 32, 64, 128, 256),
                 "warpgroups": (1, 2, 4),
-                "stages": (1, 2),
+                "stages": (1, 2, 3, 4),
                 "occupancy": (1, 2),
                 "ctas": (132, 264),
+                "parts_a": (1, 2, 4, 8, 16, 32),
+                "parts_d": (1, 2, 4, 8, 16, 32),
             },
             is_measured_as_given=True,
         ),

@@ -30,6 +30,7 @@ MAX_WEIGHTS = 64  # The same.
 _MAX_CUTS = 8  # Ways to cut a chain that are looked at closely.
 _TMA_BYTES = 16  # The innermost extent of a TMA copy is a multiple of this.
 _VECTOR_BYTES = 16  # That one load of a thread takes at most.
+_TMA_ALIGNMENT = 128  # Of where it writes to in shared memory.
 _ROW_PADDINGS = (0, 1, 4)
 _BANKS, _BANK_BYTES = 32, 4
 
@@ -158,7 +159,8 @@ class Step:
       reads, writes: how a unit's features lie there.
       threads: who does it.
       turns: how often a warpgroup takes a block, along each axis.
-      wavefronts: of shared memory and of weights, for a whole tile: an estimate.
+      wavefronts: of shared memory, and of weights if they are loaded for each tile, for
+        a whole tile: an estimate.
     """
 
     work: Pass
@@ -189,6 +191,11 @@ class Plan:
         parts[0] *= stages
         parts += [8 * stages, 8]  # Barriers.
         return allocated(parts)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether weights that were loaded once serve all tiles of a CTA."""
+        return len(self.steps) == 1 and math.prod(self.steps[0].turns[1:]) == 1
 
     @property
     def wavefronts(self) -> int:
@@ -226,7 +233,7 @@ def plan(
     grain = 1 if rows_last else _TMA_BYTES // min(itemsizes)
     for works in _cuts(shapes, grain):
         try:
-            tiles = _tiles(works, rows, itemsizes, rows_last)
+            tiles = _tiles(works, rows, itemsizes, rows_last, grain)
             plans.append(_plan(works, tiles, warpgroups, stages, smem_bytes))
         except NotImplementedError as error:
             reason = reason or error
@@ -237,7 +244,11 @@ def plan(
 
 
 def _tiles(
-    works: Sequence[Pass], rows: int, itemsizes: tuple[int, int], rows_last: bool
+    works: Sequence[Pass],
+    rows: int,
+    itemsizes: tuple[int, int],
+    rows_last: bool,
+    grain: int,
 ) -> list[Tile]:
     """The tiles before, between and after the passes, not padded yet.
 
@@ -248,7 +259,7 @@ def _tiles(
             f"radix: TMA moves runs of whole {_TMA_BYTES} bytes, but feature-first "
             f"tiles of {rows} rows have runs of {rows * min(itemsizes)}"
         )
-    digits = _digits(works, max_extent=MAX_COPY if rows_last else None)
+    digits = _digits(works, grain)
     return [
         Tile(digits[0], rows, itemsizes[0], rows_last),
         *(Tile(made, rows, 4, rows_last) for made in digits[1:-1]),
@@ -280,6 +291,11 @@ def _plan(
         raise NotImplementedError(
             f"radix: {len(tiles)} tiles of {tiles[0].rows} rows of up to {widest} "
             f"features need {needed:,} bytes of shared memory, more than {smem_bytes:,}"
+        )
+    if stages > 1 and tiles[0].num_bytes % _TMA_ALIGNMENT:
+        raise NotImplementedError(
+            f"radix: TMA writes to multiples of {_TMA_ALIGNMENT} bytes, but of "
+            f"{stages} stages each takes {tiles[0].num_bytes}"
         )
     for index in range(1, len(tiles) - 1):
         left = smem_bytes - Plan(tuple(tiles), ()).smem_bytes(stages)
@@ -344,8 +360,10 @@ def _divisors_down(n: int) -> Iterator[int]:
     return (i for i in range(n, 0, -1) if n % i == 0)
 
 
-def _digits(works: Sequence[Pass], *, max_extent: int | None) -> list[tuple[int, ...]]:
+def _digits(works: Sequence[Pass], grain: int) -> list[tuple[int, ...]]:
     """Digits of the features before, between and after the passes.
+
+    None is more than TMA moves along one axis, and the last is a multiple of `grain`.
 
     Each is a list of places, each dividing the next. A pass needs the places where m
     starts and ends; and a place outside m is one on both sides of the pass, since the
@@ -374,8 +392,9 @@ def _digits(works: Sequence[Pass], *, max_extent: int | None) -> list[tuple[int,
             for place, following in itertools.pairwise(sorted(found)):
                 if following % place:
                     raise _no_digits(works)
-                if max_extent is not None and following // place > max_extent:
-                    found.add(place * _split(following // place, max_extent))
+                extent = following // place
+                if extent > MAX_COPY:
+                    found.add(place * _split(extent, grain if place == 1 else 1))
     return [
         tuple(high // low for low, high in itertools.pairwise(sorted(found)))[::-1]
         for found in places
@@ -389,13 +408,14 @@ def _no_digits(works: Sequence[Pass]) -> NotImplementedError:
     )
 
 
-def _split(extent: int, most: int) -> int:
-    """The largest divisor that is not above `most`."""
-    found = next(n for n in range(most, 0, -1) if extent % n == 0)
-    if found == 1:
+def _split(extent: int, unit: int) -> int:
+    """The largest divisor that TMA moves along one axis, a multiple of `unit`."""
+    fits = (n for n in range(MAX_COPY, 1, -1) if extent % n == 0 and n % unit == 0)
+    found = next(fits, None)
+    if found is None:
         raise NotImplementedError(
-            f"radix: {extent} features have no divisor up to {most}, which is what TMA "
-            "moves along one axis"
+            f"radix: {extent} features have no divisor up to {MAX_COPY}, which is what "
+            f"TMA moves along one axis, that is a multiple of {unit}"
         )
     return found
 
@@ -452,7 +472,8 @@ def _step(
     writes = access(tiles[target], work.b, work.d)
     weights = _weights(work, reads, tiles[0].itemsize)
     threads, wavefronts = _deal(
-        work, reads, writes, tiles[source], tiles[target], weights, warpgroups
+        *(work, reads, writes, tiles[source], tiles[target], weights, warpgroups),
+        is_alone=len(tiles) == 2,
     )
     sizes = (tiles[source].rows, *reads.units)
     taken = zip(sizes, threads.block, threads.groups, strict=True)
@@ -468,8 +489,14 @@ def _deal(
     target: Tile,
     weights: Callable[[Lanes], int],
     warpgroups: int,
+    *,
+    is_alone: bool,
 ) -> tuple[Threads, int]:
-    """The cheapest way to spread a pass over the threads, and its wavefronts."""
+    """The cheapest way to spread a pass over the threads, and its wavefronts.
+
+    Weights are loaded for each tile, unless there is no other pass, and a thread has
+    but one unit.
+    """
     sizes = (source.rows, *reads.units)
     read, write = _mover(work.c, reads, source), _mover(work.b, writes, target)
     best: tuple[int, Threads] | None = None
@@ -481,7 +508,9 @@ def _deal(
         if warps is None or groups is None:
             continue
         rows_of_thread = left[0]
-        per_thread = rows_of_thread * (read(lanes) + write(lanes)) + weights(lanes)
+        per_thread = rows_of_thread * (read(lanes) + write(lanes))
+        if not is_alone or any(n > 1 for n in left[1:]):
+            per_thread += weights(lanes)
         warps_of_tile = math.prod(sizes) // (32 * rows_of_thread)
         cost = per_thread * warps_of_tile
         if best is None or cost < best[0]:

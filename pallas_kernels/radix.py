@@ -58,12 +58,12 @@ each weighted sum at 128 per clock.
     n      rows   passes   HBM    pipeline   weights   FMA
     256    2·32   3         107         96        32    32
     1024   16     4         427        576       256   160
-    4096   4      4        1710       3456      2176   768
+    4096   4      4        1710       3456      1920   768
 
 So float32 is bound by HBM at n = 256, nearly so at n = 512, and at n = 1024 by the
 memory pipeline, of which weights are a third: they are loaded for every tile, and by
-each thread that shares the rows of a block with others. At n = 4096 a tile has only 4 rows, and each
-draws 98 kB of weights through L2 beside 32 kB of x and y.
+each thread that shares the rows of a block with others. At n = 4096 a tile has only 4
+rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
 Features first, the pipeline takes 1.3 to 1.5 times as long. In 16 bits HBM takes half
 the time and the rest three quarters or more.
 
@@ -85,105 +85,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, passes, tiles, tuned
-from pallas_kernels.chips import H200
+from pallas_kernels import arguments, compat, passes
 from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.radix_config import Config, default_config, plan_for
+
+__all__ = ["Config", "default_config", "radix"]
 
 _MAX_TMA_AXES = 5
-_ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Config:
-    """How the kernel is laid out on the chip; it never changes what is computed.
-
-    Attributes:
-      rows: vectors of the batch in a tile, at most 256.
-      warpgroups: warpgroups of 128 threads in a CTA: 1, 2 or 4.
-      stages: tiles of x in shared memory, on their way or in use.
-      occupancy: CTAs that are to fit a multiprocessor and share its memory.
-      ctas: CTAs to launch at most; each takes tiles until there are none left.
-    """
-
-    rows: int = 16
-    warpgroups: int = 4
-    stages: int = 1
-    occupancy: int = 1
-    ctas: int = H200.multiprocessors
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise ValueError(f"Config: {field.name} must be positive, got {value}")
-        if self.rows > tiles.MAX_COPY:
-            raise ValueError(
-                f"Config: rows must be at most {tiles.MAX_COPY}, got {self.rows}"
-            )
-        if self.warpgroups not in (1, 2, 4):
-            raise ValueError(
-                f"Config: warpgroups must be 1, 2 or 4, got {self.warpgroups}"
-            )
-
-
-@tuned.before_rule("radix", Config)
-def default_config(
-    shapes: Sequence[Sequence[int]],
-    dtype: jax.typing.DTypeLike,
-    batch: int,
-    *,
-    axis: Literal[0, -1] = -1,
-    out_dtype: jax.typing.DTypeLike | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> Config:
-    """A configuration that fits the chip, by rule where none was measured to be best.
-
-    Every tile loads all weights anew, so the largest tile comes first, but one that
-    leaves work for all multiprocessors. Two CTAs of two warpgroups, of which one
-    computes while the other waits, come before one of four where weights are less than
-    a quarter of what goes through the L2 cache.
-
-    Args:
-      shapes: patterns (a, b, c, d), in the order of the matrix product.
-      dtype: of x and the factors.
-      batch: vectors in x.
-      axis: the feature axis of x.
-      out_dtype: of the result; None for that of x.
-      precision: as in `radix`.
-      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
-
-    Raises:
-      NotImplementedError: if no configuration fits the chain; the message says why
-        the smallest one does not.
-    """
-    del precision
-    types = arguments.check_dtypes("radix", dtype, out_dtype)
-    fixed = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in shapes)
-    weights = types[0].itemsize * sum(math.prod(shape) for shape in fixed)
-    n_in = math.prod(fixed[-1]) // fixed[-1][1]
-    n_out = math.prod(fixed[0]) // fixed[0][2]
-    row = n_in * types[0].itemsize + n_out * types[1].itemsize
-    # A tile that leaves multiprocessors idle only if no other fits.
-    by_rows = sorted(
-        _ROWS, key=lambda rows: rows > max(4, batch // H200.multiprocessors)
-    )
-    reasons = {}
-    for (occupancy, warpgroups), rows in itertools.product(((2, 2), (1, 4)), by_rows):
-        if occupancy > 1 and 4 * weights > rows * row:
-            continue
-        config = Config(
-            rows=rows,
-            warpgroups=warpgroups,
-            occupancy=occupancy,
-            ctas=H200.multiprocessors * occupancy,
-        )
-        try:
-            _plan(fixed, types, config, axis)
-        except NotImplementedError as error:
-            reasons[rows] = error
-            continue
-        return config
-    raise reasons[min(reasons)]
 
 
 def radix(
@@ -235,45 +143,61 @@ def radix(
     arguments.check_runs("radix", "the result", y_shape, types[1].itemsize, axis)
     if config is None:
         config = default_config(shapes, x.dtype, batch, axis=axis, out_dtype=out_dtype)
-    plan = _plan(shapes, types, config, axis)
+    plan = plan_for(shapes, types, config, axis)
     weights = [
-        [_by_unit(factors[index], step) for index in step.work.indices]
+        [_by_unit(factors[index], step, config) for index in step.work.indices]
         for step in plan.steps
     ]
     if bias is not None:
         if bias.dtype.name not in arguments.DTYPES:
             bias = bias.astype(jnp.float32)
-        bias = _by_unit(bias, plan.steps[-1])
+        bias = _by_unit(bias, plan.steps[-1], config)
     x = compat.gpu_only(x)
     y = _launch(x, weights, bias, activation, plan, config, axis, types[1])
     return y.reshape(y_shape)
 
 
-def _plan(
-    shapes: tuple[passes.Shape, ...],
-    types: tuple[jnp.dtype, jnp.dtype],
-    config: Config,
-    axis: Literal[0, -1],
-) -> passes.Plan:
-    return passes.plan(
-        shapes,
-        rows=config.rows,
-        warpgroups=config.warpgroups,
-        stages=config.stages,
-        itemsizes=(types[0].itemsize, types[1].itemsize),
-        rows_last=axis == 0,
-        smem_bytes=min(
-            tiles.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
-        ),
-    )
-
-
-def _by_unit(array: jax.Array, step: passes.Step) -> jax.Array:
+def _by_unit(array: jax.Array, step: passes.Step, config: Config) -> jax.Array:
     """Weights of a factor, or the bias, as (outer…, those of a unit, inner…): a view.
 
     Units are numbered by digits before and after m, and so are blocks: nothing moves.
     """
-    return array.reshape(*step.reads.outer, -1, *step.reads.inner)
+    return array.reshape(_in_hbm(step.reads, (-1,), config))
+
+
+def _in_hbm(
+    access: passes.Access, middle: tuple[int, ...], config: Config
+) -> tuple[int, ...]:
+    """Axes of an array in HBM for a tile's outer and inner digits, of all parts."""
+
+    def whole(digits: tuple[int, ...], parts: int) -> tuple[int, ...]:
+        if parts == 1 or not digits:
+            return digits if parts == 1 else (parts,)
+        return (parts * digits[0], *digits[1:])
+
+    before = whole(access.outer, config.parts_a)
+    return (*before, *middle, *whole(access.inner, config.parts_d))
+
+
+def _of_part(
+    access: passes.Access,
+    middle: tuple[Any, ...],
+    config: Config,
+    part: jax.Array,
+) -> tuple[Any, ...]:
+    """What a part has of the axes that `_in_hbm` tells."""
+
+    def mine(digits: tuple[int, ...], parts: int, number: jax.Array) -> list[Any]:
+        if parts == 1:
+            return [slice(None)] * len(digits)
+        if not digits:
+            return [number]
+        first, *others = digits
+        return [pl.ds(number * first, first), *[slice(None)] * len(others)]
+
+    along_a, along_d = _digits_of(part, (config.parts_a, config.parts_d))
+    before = mine(access.outer, config.parts_a, along_a)
+    return (*before, *middle, *mine(access.inner, config.parts_d, along_d))
 
 
 def _launch(
@@ -290,12 +214,12 @@ def _launch(
     first, last = plan.tiles[0], plan.tiles[-1]
     batch = x.shape[1 + axis]
     x_shape, y_shape = (
-        (*tile.digits, batch) if tile.rows_last else (batch, *tile.digits)
-        for tile in (first, last)
+        (*digits, batch) if axis == 0 else (batch, *digits)
+        for digits in (
+            _in_hbm(access, access.middle, config)
+            for access in (plan.steps[0].reads, plan.steps[-1].writes)
+        )
     )
-    num_tiles = pl.cdiv(batch, config.rows)
-    ctas = min(config.ctas, num_tiles)
-
     given = (*itertools.chain(*weights), *(() if bias is None else (bias,)))
 
     def body(x_ref: Any, *refs: Any) -> None:
@@ -304,8 +228,7 @@ def _launch(
         _Kernel(
             plan,
             config,
-            num_tiles,
-            ctas,
+            batch,
             activation,
             x_ref,
             [list(itertools.islice(following, len(some))) for some in weights],
@@ -334,7 +257,7 @@ def _launch(
             # its instructions; `meet` parts the passes.
             unsafe_no_auto_barriers=True,
         ),
-        grid=(ctas,),
+        grid=(config.teams(batch) * config.parts,),
         grid_names=("cta",),
         num_threads=config.warpgroups,
         thread_name="wg",
@@ -348,8 +271,7 @@ class _Kernel:
 
     plan: passes.Plan
     config: Config
-    num_tiles: int
-    ctas: int
+    batch: int
     activation: Activation | None
     x: Any
     weights: Sequence[Sequence[Any]]
@@ -366,12 +288,13 @@ class _Kernel:
         stages, last = self.config.stages, len(self.plan.steps) - 1
         for turn in range(stages):
             self.fetch(jnp.int32(turn))
+        kept = self.begin(0, self.plan.steps[0]) if last == 0 else None
 
         def take_tile(turn: jax.Array, carry: None) -> None:
             slot = jax.lax.rem(turn, stages)
             for index, step in enumerate(self.plan.steps):
                 # Weights are on their way while the warpgroup waits for the others.
-                begun = self.begin(index, step)
+                begun = kept or self.begin(index, step)
                 if index == 0:
                     plgpu.barrier_wait(self.loaded.at[slot])
                 if index == last:
@@ -388,9 +311,8 @@ class _Kernel:
                 self.fetch(turn + stages)
             return carry
 
-        mine = jax.lax.div(
-            self.num_tiles - jax.lax.axis_index("cta") + self.ctas - 1, self.ctas
-        )
+        tiles, teams = self.config.tiles(self.batch), self.config.teams(self.batch)
+        mine = jax.lax.div(tiles - self.tile_of(jnp.int32(0)) + teams - 1, teams)
         jax.lax.fori_loop(0, mine, take_tile, None)
         self.alone(lambda: plgpu.wait_smem_to_gmem(0))
 
@@ -406,7 +328,16 @@ class _Kernel:
         plgpu.barrier_wait(self.phase)
 
     def tile_of(self, turn: jax.Array) -> jax.Array:
-        return jax.lax.axis_index("cta") + turn * self.ctas
+        """The tile that a CTA takes of its part; neighbouring CTAs have other parts."""
+        team = jax.lax.div(jax.lax.axis_index("cta"), self.config.parts)
+        return team + turn * self.config.teams(self.batch)
+
+    def part(
+        self, access: passes.Access, middle: tuple[Any, ...] = (slice(None),)
+    ) -> tuple[Any, ...]:
+        """What the CTA's part has of an array in HBM, but for the axis of the rows."""
+        number = jax.lax.rem(jax.lax.axis_index("cta"), self.config.parts)
+        return _of_part(access, middle, self.config, number)
 
     def fetch(self, turn: jax.Array) -> None:
         """Starts to copy the tile of a turn from x, if there is one."""
@@ -423,9 +354,10 @@ class _Kernel:
             )
 
         def copy() -> None:
-            _copy(tile, self.tile_of(turn), self.x.shape[0], move, fill=True)
+            self.copy(tile, self.plan.steps[0].reads, turn, move, fill=True)
 
-        self.alone(lambda: pl.when(self.tile_of(turn) < self.num_tiles)(copy))
+        is_there = self.tile_of(turn) < self.config.tiles(self.batch)
+        self.alone(lambda: pl.when(is_there)(copy))
 
     def store(self, turn: jax.Array) -> None:
         """Starts to copy the tile of a turn to y."""
@@ -434,8 +366,41 @@ class _Kernel:
             part = self.y_tile.at[source] if source else self.y_tile
             plgpu.copy_smem_to_gmem(part, self.y.at[target])
 
-        tile = self.plan.tiles[-1]
-        _copy(tile, self.tile_of(turn), self.y.shape[0], move, fill=False)
+        tile, access = self.plan.tiles[-1], self.plan.steps[-1].writes
+        self.copy(tile, access, turn, move, fill=False)
+
+    def copy(
+        self,
+        tile: passes.Tile,
+        access: passes.Access,
+        turn: jax.Array,
+        move: Callable[[tuple[Any, ...], tuple[Any, ...]], None],
+        *,
+        fill: bool,
+    ) -> None:
+        """Calls `move` with where each piece of a tile lies in HBM, and in the tile.
+
+        With `fill` there are always as many: rows beyond the batch are copies of the
+        last one.
+        """
+        start = pl.multiple_of(self.tile_of(turn) * tile.rows, tile.rows)
+        rows = pl.ds(start, tile.rows)
+        if not _is_moved_by_rows(tile):
+            digits = self.part(access, (slice(None),) * len(access.middle))
+            for piece in _pieces(tile):
+                features = (*piece, *digits[len(piece) :])
+                move((*features, rows) if tile.rows_last else (rows, *features), piece)
+            return
+
+        inside = jnp.minimum(tile.rows, self.batch - start)
+
+        def move_row(row: jax.Array, carry: None) -> None:
+            for piece in _pieces(tile):
+                source = start + jnp.minimum(row, inside - 1)
+                move((source, *piece), (row, *piece))
+            return carry
+
+        jax.lax.fori_loop(0, tile.rows if fill else inside, move_row, None)
 
     def ref(self, tile: int, slot: jax.Array) -> Any:
         """A tile in shared memory."""
@@ -487,9 +452,9 @@ class _Kernel:
         """Weights of the warpgroup's units in float32, and their bias or nothing."""
         is_last = index == len(self.plan.steps) - 1
         bias = [] if self.bias is None or not is_last else [self.bias]
-        units = _units(step, turn)
+        mine, units = self.part(step.reads), _units(step, turn)
         return [
-            [w for ref in refs for w in _of_units(ref, step, units)]
+            [w for ref in refs for w in _of_units(ref.at[mine], step, units)]
             for refs in (self.weights[index], bias)
         ]
 
@@ -560,8 +525,8 @@ def _loop(count: int, action: Callable[[jax.Array, None], None]) -> None:
         jax.lax.fori_loop(0, count, action, None)
 
 
-def _parts(tile: passes.Tile) -> list[tuple[int, ...]]:
-    """The digits in front of each part of a row that TMA moves at once.
+def _pieces(tile: passes.Tile) -> list[tuple[int, ...]]:
+    """The digits in front of each piece of a row that TMA moves at once.
 
     Of TMA's axes one is for all digits in front together, and for the row.
     """
@@ -576,38 +541,7 @@ def _is_moved_by_rows(tile: passes.Tile) -> bool:
 
 
 def _num_copies(tile: passes.Tile) -> int:
-    return len(_parts(tile)) * (tile.rows if _is_moved_by_rows(tile) else 1)
-
-
-def _copy(
-    tile: passes.Tile,
-    number: jax.Array,
-    batch: int,
-    move: Callable[[tuple[Any, ...], tuple[Any, ...]], None],
-    *,
-    fill: bool,
-) -> None:
-    """Calls `move` with where each part of a tile lies in x or y, and in the tile.
-
-    With `fill` there are always as many parts: rows beyond the batch are copies of the
-    last one.
-    """
-    start = pl.multiple_of(number * tile.rows, tile.rows)
-    rows = pl.ds(start, tile.rows)
-    if not _is_moved_by_rows(tile):
-        for part in _parts(tile):
-            whole = (slice(None),) * (len(tile.digits) - len(part))
-            move((*part, *whole, rows) if tile.rows_last else (rows,), part)
-        return
-
-    inside = jnp.minimum(tile.rows, batch - start)
-
-    def move_row(row: jax.Array, carry: None) -> None:
-        for part in _parts(tile):
-            move((start + jnp.minimum(row, inside - 1), *part), (row, *part))
-        return carry
-
-    jax.lax.fori_loop(0, tile.rows if fill else inside, move_row, None)
+    return len(_pieces(tile)) * (tile.rows if _is_moved_by_rows(tile) else 1)
 
 
 def _digits_of(number: jax.Array, sizes: Sequence[int]) -> list[Any]:

@@ -90,6 +90,42 @@ def test_exact_products_of_small_blocks_need_no_tensor_core(axis):
     assert launch.kernel == "chain"
 
 
+BOTH, LAST, FIRST = (-1, 0), (-1,), (0,)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("kernel", "layouts", "shape"),
+    [
+        # Neighbours would be merged.
+        ("radix", BOTH, (1, 2, 2, 512)),
+        ("radix", BOTH, (512, 2, 2, 1)),
+        ("radix", BOTH, (16, 4, 4, 16)),
+        ("radix", BOTH, (64, 8, 8, 1)),
+        ("radix", BOTH, (1, 8, 8, 64)),
+        ("radix", BOTH, (2048, 2, 2, 1)),
+        ("radix", BOTH, (1, 2, 2, 16384)),
+        # No merging brings these into boxes that TMA can copy.
+        ("radix", FIRST, (3, 2, 4, 5)),
+        # They are taken as they are, padded on chip.
+        ("factor", BOTH, (1, 8, 8, 1)),
+        ("factor", BOTH, (1, 16, 4, 16)),
+        ("factor", BOTH, (1, 48, 48, 1)),
+        ("factor", BOTH, (1, 16, 16, 512)),
+        # Merged, as a thread has no room for so many weights.
+        ("factor", BOTH, (64, 12, 12, 1)),
+        ("factor", LAST, (16, 8, 8, 2)),
+    ],
+)
+def test_small_blocks_of_a_single_factor_need_no_tensor_core(
+    kernel, layouts, shape, dtype
+):
+    for axis in layouts:
+        (launch,) = plan(bj.Chain([shape]), dtype=dtype, axis=axis)
+        assert launch.kernel == kernel
+        assert launch.chain.shapes == (shape,)
+
+
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_one_launch_is_given_up_where_it_should_take_longer(axis):
     launches = plan(bj.Chain.monarch(16384, 16384), axis=axis)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels import chain, chips, factor, pieces, radix
+from pallas_kernels import chain, chips, factor, factor_tiles, pieces, radix
 from pallas_kernels.epilogue import Activation
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
@@ -72,8 +72,8 @@ def plan_launches(
     Neighbours with small blocks are multiplied out, and all factors share one launch if
     they fit in shared memory, of one multiprocessor or of a cluster of them, with room
     left to work in; if they do not, then the longest runs that do. A single factor has
-    a kernel of its own; so has a chain of small blocks in float32 under precision
-    "highest", without tensor cores.
+    a kernel of its own. Small blocks need no tensor core, those of a single factor and
+    those of a chain in float32 under precision "highest": they have another.
 
     Args:
       patterns: the chain.
@@ -216,7 +216,7 @@ def _kernel_for(
     Nor should they share one where that takes clearly longer.
     """
     if len(shapes) == 1:
-        return "factor", factor.default_config(shapes[0], dtype, **kwargs)
+        return _for_one_factor(shapes[0], dtype=dtype, **kwargs)
     config = chain.default_config(shapes, dtype, **kwargs)
     together = chain.predicted_seconds(
         shapes, dtype, **{**kwargs, "batch": MANY, "config": config}
@@ -229,6 +229,36 @@ def _kernel_for(
             "launch as HBM needs for the factors one by one"
         )
     return "chain", config
+
+
+def _for_one_factor(
+    shape: tuple[int, int, int, int],
+    *,
+    dtype: jnp.dtype,
+    axis: FeatureAxis,
+    **kwargs: Any,
+) -> tuple[Kernel, Config]:
+    """`factor`, or `radix` for blocks so small that `factor` cannot take them as given.
+
+    That would merge neighbours and have zeros written between their weights, for a
+    tensor core that has next to nothing to multiply. What `radix` does not take, of
+    blocks too large for it or of features that TMA cannot move, `factor` merges.
+    """
+    if _is_merged(shape, axis):
+        try:
+            return "radix", radix.default_config([shape], dtype, axis=axis, **kwargs)
+        except NotImplementedError:
+            pass
+    return "factor", factor.default_config(shape, dtype, axis=axis, **kwargs)
+
+
+def _is_merged(shape: tuple[int, int, int, int], axis: FeatureAxis) -> bool:
+    """Whether `factor` would merge blocks, or take the pattern in no way."""
+    try:
+        seen = factor_tiles.embed(shape, feature_first=axis == 0)
+    except NotImplementedError:
+        return True
+    return seen.merged_a * seen.merged_d > 1
 
 
 def partitions(patterns: Chain) -> tuple[tuple[int, ...], ...]:

@@ -5,9 +5,9 @@ from jax.typing import DTypeLike
 
 from butterjax.implementations.backward import backward
 from butterjax.implementations.derivatives import with_derivatives
+from butterjax.implementations.launches import apply_launches
 from butterjax.implementations.registry import FeatureAxis, register_fused
 from pallas_kernels.epilogue import Activation
-from pallas_kernels.factor import factor
 
 
 @register_fused("pallas")
@@ -22,19 +22,20 @@ def pallas(
     bias: jax.Array | None,
     activation: Activation | None,
 ) -> jax.Array:
-    """One launch of `pallas_kernels.factor` per factor; gradients by `backward`.
+    """One launch per factor; gradients by `backward`.
 
-    Intermediates are rounded to the dtype of x, and the last launch has the epilogue.
-    For NVIDIA GPUs from Hopper on.
+    `plan_launches` tells which kernel that is: `pallas_kernels.factor`, or for blocks
+    too small for tensor cores `pallas_kernels.radix`. Intermediates are rounded to the
+    dtype of x, and the last launch has the epilogue. For NVIDIA GPUs from Hopper on.
     """
     for w in reversed(factors[1:]):
-        x = factor(x, w, axis=axis, precision=precision)
-    return factor(
+        x = apply_launches(x, (w,), axis=axis, precision=precision)
+    return apply_launches(
         x,
-        factors[0],
+        factors[:1],
         axis=axis,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
         bias=bias,
         activation=activation,
-        out_dtype=preferred_element_type,
-        precision=precision,
     )

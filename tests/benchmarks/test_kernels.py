@@ -18,6 +18,8 @@ CASES = [
     ("chain", workload("monarch:2048x2048", layout="feature_first")),
     ("factor", workload("(4,48,192,16)", dtype="float16")),
     ("factor", workload("(1,64,64,64)", layout="feature_first")),
+    ("radix", workload("(1,2,2,512)")),
+    ("radix", workload("(16,4,4,16)", layout="feature_first", dtype="float16")),
 ]
 
 
@@ -74,6 +76,12 @@ def test_kernels_are_tuned_for_what_they_are_launched_on():
     assert of_chain(monarch, None) == (monarch.chain,)
     of_factor = kernels.KERNELS["factor"].is_launched_on
     assert [len(one) for one in of_factor(monarch, None)] == [1, 1]
+    of_radix = kernels.KERNELS["radix"].is_launched_on
+    small = workload("square_dyadic:1024")
+    assert [one.shapes for one in of_radix(small, None)] == [
+        (shape,) for shape in small.chain.shapes
+    ]
+    assert of_factor(small, None) == of_radix(monarch, None) == ()
 
 
 def test_configuration_is_what_makes_a_config():

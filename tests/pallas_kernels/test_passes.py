@@ -117,6 +117,23 @@ def test_weights_that_follow_one_another_are_loaded_in_vectors(count, itemsize, 
     assert passes.load_vector(count, itemsize) == vector
 
 
+@both_layouts
+@pytest.mark.parametrize("d", [512, 264])
+def test_tma_moves_no_more_than_256_features_along_an_axis(d, rows_last):
+    found = plan(((1, 2, 2, d),), 16, rows_last=rows_last, warpgroups=1)
+    for tile in found.tiles:
+        assert math.prod(tile.digits) == 2 * d
+        assert max(tile.digits) <= 256
+        assert tile.digits[-1] % 4 == 0  # 16 bytes.
+
+
+def test_a_pass_alone_loads_its_weights_once():
+    alone, among = plan(((64, 2, 2, 1),), 64), plan(RADIX_2, 16)
+    assert alone.keeps_weights and not among.keeps_weights
+    (step,) = alone.steps
+    assert step.wavefronts == 2 * 64 * 128 * 4 // 128  # Reads and writes.
+
+
 def test_intermediates_are_worked_on_in_place():
     found = plan(RADIX_2, 16)
     assert [(step.source, step.target) for step in found.steps] == [

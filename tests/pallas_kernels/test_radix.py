@@ -1,6 +1,7 @@
 """The radix kernel, in the interpreter: values against float64, and races."""
 
 import functools
+import math
 
 import jax
 import jax.export
@@ -10,6 +11,7 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
+from pallas_kernels import chips, radix_config
 from pallas_kernels.radix import Config, default_config, radix
 from tests import gpu_interpreter, reference
 
@@ -121,6 +123,63 @@ def test_bias_of_rectangular_blocks_and_a_wider_result(axis):
     check(shapes, batch=72, axis=axis, dtype="bfloat16", **more)
 
 
+FACTORS = [
+    (1, 2, 2, 64),
+    (64, 2, 2, 1),
+    (4, 4, 4, 16),
+    (8, 8, 8, 1),
+    (1, 8, 8, 8),
+    (2, 16, 4, 8),
+    (2, 4, 12, 8),
+    (16, 2, 2, 4),
+]
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", FACTORS, ids=str)
+def test_one_factor_in_its_default_configuration(shape, dtype, axis):
+    check([shape], batch=72, axis=axis, dtype=dtype, config=None)
+
+
+@both_layouts
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 2, 2, 64), (1, 4)),
+        ((64, 2, 2, 1), (4, 1)),
+        ((4, 4, 4, 32), (2, 2)),
+        ((4, 4, 4, 32), (4, 4)),  # One block along a.
+        ((4, 8, 8, 1), (4, 1)),  # One block.
+        ((2, 8, 4, 8), (1, 1)),
+    ],
+    ids=str,
+)
+def test_parts_of_a_factor_with_bias_and_activation(shape, parts, axis):
+    a, b, _, d = shape
+    bias = reference.draw((a * b * d,), "float16", seed=3)
+    more = {"bias": bias, "activation": "gelu", "out_dtype": "float32"}
+    # Several tiles for each CTA, whose last one is not whole.
+    config = Config(128, 1, 2, 1, 2 * parts[0] * parts[1], *parts)
+    check([shape], batch=264, axis=axis, dtype="bfloat16", config=config, **more)
+
+
+@both_layouts
+def test_one_factor_and_features_that_no_vector_of_tma_divides(axis):
+    config = Config(128, 1, 2, 1, 4, 3, 1) if axis == 0 else SMALL
+    shape = (3, 2, 4, 5) if axis == 0 else (3, 2, 4, 12)
+    bias = reference.draw((6 * shape[3],), "float32", seed=3)
+    more = {"bias": bias, "activation": "silu"}
+    check([shape], batch=136, axis=axis, config=config, **more)
+
+
+@both_layouts
+@pytest.mark.parametrize("batch", [8, 200])
+def test_a_unit_has_several_turns(batch, axis):
+    config = Config(32, 1, 2, 1, 2, 1, 2)
+    check([(4, 8, 8, 16)], batch=batch, axis=axis, config=config)
+
+
 @both_layouts
 def test_empty_batch(axis):
     factors = reference.draw_factors(bj.Chain(DYADIC))
@@ -160,12 +219,13 @@ def test_weights_and_bias_are_read_as_they_are_given(bias_dtype, axis):
     """Outside the kernel nothing is moved: there are only views."""
     x, factors = arrays(DYADIC, axis=axis, dtype="bfloat16")
     bias = jax.ShapeDtypeStruct((64,), bias_dtype)
-    traced = jax.make_jaxpr(lambda x, w, b: radix(x, w, axis=axis, bias=b))
-    found = [eqn.primitive.name for eqn in traced(x, factors, bias).jaxpr.eqns]
-    allowed = {"reshape", "gpu_only", "custom_vmap_call"}  # The last is the kernel.
-    if bias_dtype == "float8_e5m2":  # The kernel does not load that.
-        allowed |= {"convert_element_type"}
-    assert set(found) == allowed and found.count("custom_vmap_call") == 1
+    for weights in (factors, factors[2:3]):
+        traced = jax.make_jaxpr(lambda x, w, b: radix(x, w, axis=axis, bias=b))
+        found = [eqn.primitive.name for eqn in traced(x, weights, bias).jaxpr.eqns]
+        allowed = {"reshape", "gpu_only", "custom_vmap_call"}  # The last is the kernel.
+        if bias_dtype == "float8_e5m2":  # The kernel does not load that.
+            allowed |= {"convert_element_type"}
+        assert set(found) == allowed and found.count("custom_vmap_call") == 1
 
 
 def test_lowering_for_a_cpu_is_refused():
@@ -220,6 +280,7 @@ def test_sizes_that_do_not_fit_are_refused():
         ({"rows": 0}, "rows must be positive, got 0"),
         ({"rows": 512}, "rows must be at most 256, got 512"),
         ({"warpgroups": 3}, "warpgroups must be 1, 2 or 4, got 3"),
+        ({"parts_d": 0}, "parts_d must be positive, got 0"),
     ],
 )
 def test_configurations_that_cannot_be(fields, reason):
@@ -235,3 +296,63 @@ def test_there_is_a_default_configuration(n, dtype, axis):
     for batch in (1, 4096):
         config = default_config(shapes, dtype, batch, axis=axis)
         assert config.rows * config.ctas >= min(batch, 1) and config.occupancy <= 2
+
+
+WIDE = [
+    *FACTORS,
+    (1, 2, 2, 512),
+    (512, 2, 2, 1),
+    (16, 4, 4, 16),
+    (64, 8, 8, 1),
+    (1, 8, 8, 64),
+    (1, 2, 2, 4096),
+    (2048, 2, 2, 1),
+    (8192, 2, 2, 1),
+    (1, 4, 16, 4096),
+]
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape", [*WIDE, *bj.Chain.square_dyadic(1024).shapes], ids=str
+)
+def test_one_factor_lowers_for_a_gpu(shape, dtype, axis):
+    """Loads of weights, as they lie, do not lower in all layouts."""
+    bias = jax.ShapeDtypeStruct((math.prod(shape) // shape[2],), dtype)
+    function = jax.jit(lambda x, w, bias: radix(x, w, axis=axis, bias=bias))
+    call = arrays([shape], axis=axis, dtype=dtype)
+    jax.export.export(function, platforms=["cuda"])(*call, bias)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+def test_one_factor_of_any_size_stays_near_the_floor(shape, dtype, axis):
+    """By prediction; and in every configuration each CTA keeps its weights."""
+    types = (jnp.dtype(dtype),) * 2
+    a, b, c, d = shape
+    for batch in (8, 4096, 25_088):
+        config = default_config([shape], dtype, batch, axis=axis)
+        plan = radix_config.plan_for((shape,), types, config, axis)
+        assert plan.keeps_weights or batch == 8
+        assert plan.smem_bytes(config.stages) <= 232_448 // config.occupancy
+        if batch == 25_088 and a * c * d >= 1024:
+            seconds = radix_config.predicted_seconds(shape, types, config, batch, axis)
+            floor = batch * a * (b + c) * d * types[0].itemsize / chips.H200.hbm
+            assert floor < seconds < 1.35 * floor
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "reason"),
+    [
+        (DYADIC, Config(parts_a=2), "parts_a and parts_d must divide a and d of a sin"),
+        ([(4, 4, 4, 4)], Config(parts_d=3), "are 1 and 3 for .*4, 4, 4, 4"),
+        ([(4, 4, 4, 8)], Config(parts_d=4), "16 bytes, but parts_d = 4 leaves 8"),
+        ([(4, 4, 4, 8)], Config(parts_d=8), "parts_d = 8 leaves but one"),
+        ([(2, 2, 2, 1)], Config(4, 1, stages=2), "multiples of 128 bytes"),
+    ],
+)
+def test_parts_and_stages_that_do_not_fit(shapes, config, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(functools.partial(radix, config=config), *arrays(shapes))
