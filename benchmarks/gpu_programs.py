@@ -85,6 +85,9 @@ CASES = (
     Case("square_dyadic:1024", launches=1, has_fused_gradients=True),
     # More than one CTA has room for: over a cluster, the last one over none either.
     Case("square_dyadic:4096", launches=1),
+    # Small blocks, without tensor cores: in parts along d, and along a.
+    Case("(1,2,2,4096)", launches=1),
+    Case("(64,8,8,1)", batch=25088, layout="feature_first", launches=1),
     Case("monarch:4096x4096", batch=25088, launches=1),
     Case("monarch:4096x4096", batch=25088, layout="feature_first", launches=1),
     Case("(1,16,16,512)(16,16,16,32)(256,32,32,1)", batch=25088, launches=1),

@@ -1,4 +1,4 @@
-"""`radix`: a whole chain of small factors in one launch, on CUDA cores, in float32.
+"""`radix`: small factors, one or a whole chain, in a launch on CUDA cores, in float32.
 
     x in HBM ──TMA──▶ tile of x ──▶ registers: the factors of a pass ─┐
     weights (L2) ──────────────────▶ registers, once per tile         │
@@ -15,6 +15,11 @@ radix 2; so ten factors take four passes over shared memory and not ten
 until there are none left; TMA brings the next tile of x while the passes after the
 first compute, and takes y away during the passes of the next tile. Warpgroups meet
 between two passes, and load the weights of the next before they do.
+
+A single factor is cut into parts along a and d, which have nothing to do with one
+another, and a CTA takes tiles of one part (`pallas_kernels.radix_config`). It has room
+for vectors of any length so, and each thread for the weights of its block: they are
+loaded once, before the first tile.
 
 Bytes for each vector of a chain with n features before and after every factor, and
 P passes; s = itemsize, w = weights of all factors:
@@ -37,9 +42,10 @@ vectors TMA packs densely. `passes.plan` counts them all.
 the units of a pass follow one another (D = 1), all weights that a unit has of a factor
 do too, and a thread loads them by up to 16 bytes. Elsewhere they are D apart, and one
 load takes one of them, neighbouring lanes neighbours in memory where lanes run along
-D. A sector of 32 bytes whose rest another unit, or another warp's rows, wants is asked
-for again, of the cache of the multiprocessor first: kB of sectors for a tile, if each
-load had its own, if loads of a warp share theirs, and those of x and y.
+D. A chain loads them for every tile. A sector of 32 bytes whose rest another unit, or
+another warp's rows, wants is asked for again, of the cache of the multiprocessor first:
+kB of sectors for a tile, if each load had its own, if loads of a warp share theirs, and
+those of x and y.
 
     n      dtype, features   loads   warps   weights once   x, y
     256    float32, last        70      59             16     66
@@ -57,21 +63,43 @@ each weighted sum at 128 per clock.
 
     n      rows   passes   HBM    pipeline   weights   FMA
     256    2·32   3         107         96        32    32
-    1024   16     4         427        576       256   160
+    1024   16     4         427        576       192   160
     4096   4      4        1710       3456      1920   768
 
 So float32 is bound by HBM at n = 256, nearly so at n = 512, and at n = 1024 by the
 memory pipeline, of which weights are a third: they are loaded for every tile, and by
 each thread that shares the rows of a block with others. At n = 4096 a tile has only 4
-rows, and each draws 98 kB of weights through L2 beside 32 kB of x and y.
+rows, and draws 393 kB of weights through L2 beside 131 kB of x and y.
 Features first, the pipeline takes 1.3 to 1.5 times as long. In 16 bits HBM takes half
 the time and the rest three quarters or more.
+
+A single factor is bound by HBM by all predictions. Clocks for each vector of bfloat16,
+in a batch of 25,088 vectors: HBM, shared memory (TMA included), instructions to move,
+convert and multiply, and of these the products; bytes of w for each vector, in sectors
+of L2, next to those of x and y; and all that `predicted_seconds` has, waiting and
+ragged rounds too, as a multiple of the time of HBM. In float32 HBM takes twice as long,
+shared memory 1.3 to 3 times, and the rest the same.
+
+                    features  blocks of   HBM   SMEM   instr.   FMA   w     x, y   all
+                              a part
+    (1, 2, 2, 512)   last     (1, 128)    213     96       64    16   11    4096   1.1
+                     first    (1, 16)     213     96       64    16    1    4096   1.3
+    (512, 2, 2, 1)   last     (512, 1)    213     64       64    16   43    4096   1.1
+                     first    (16, 1)     213     96       64    16    1    4096   1.3
+    (16, 4, 4, 16)   last     (8, 16)     213    160       80    32   43    4096   1.1
+                     first    (16, 2)     213     96       80    32   86    4096   1.1
+    (64, 8, 8, 1)    last     (64, 1)     107     32       56    32   86    2048   1.2
+                     first    (8, 1)      107     48       56    32   11    2048   1.2
+    (1, 8, 8, 64)    last     (1, 64)     107     48       56    32   86    2048   1.2
+                     first    (1, 8)      107     48       56    32   22    2048   1.2
+    (1, 2, 2, 4096)  last     (1, 512)   1707    768      512   128   43   32768   1.1
+    (2048, 2, 2, 1)  last     (512, 1)    853    256      256    64   43   16384   1.1
 
 Where the chain kernel should win: it collapses ten radix-2 factors to a few of larger
 blocks, which take as few passes on tensor cores. To be expected in 16 bits from n = 512
 on, and in float32 from n = 2048 on where products of bfloat16 pieces are exact enough.
-This kernel is for exact float32, small n, and chains that must be applied
-as they are given.
+This kernel is for single factors, exact float32, small n, and chains that must be
+applied as they are given.
 """
 
 import dataclasses

@@ -25,7 +25,9 @@ _WARPGROUPS = (1, 2, 4)
 
 # Of a single factor.
 _TILE_BYTES = 32_768  # Most that is tried for x or y; more only means fewer stages.
+_LEAST_BYTES = 4096  # Parts of which there are no tiles of so many are too small.
 _MAX_STAGES = 4
+_SPARE = 6144  # Bytes that allocations are rounded up by, barriers and the system.
 _INSTRUCTIONS = 3  # For each feature, to move it, and to convert it.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 # Runs of fewer bytes than a line of the cache are read less well: from how many on, how
@@ -244,15 +246,16 @@ def _candidates(
     a, b, c, d = shape
     for parts_a, parts_d in itertools.product(tiles.divisors(a), tiles.divisors(d)):
         blocks = a // parts_a * (d // parts_d)
-        row_in, row_out = c * types[0].itemsize, b * types[1].itemsize
-        widest = max(row_in, row_out) * blocks
+        row_in, row_out = blocks * c * types[0].itemsize, blocks * b * types[1].itemsize
+        widest = max(row_in, row_out)
+        if parts_a * parts_d > 1 and _ROWS[0] * widest < _LEAST_BYTES:
+            continue
         sizes = [rows for rows in _ROWS if rows * widest <= _TILE_BYTES] or [_ROWS[-1]]
-        # Smaller tiles of the same part only take longer.
         for rows, occupancy, warpgroups in itertools.product(
-            sizes[:3], (1, 2), _WARPGROUPS
+            sizes, (1, 2), _WARPGROUPS
         ):
-            room = H200.smem_bytes // occupancy - 4096 - rows * blocks * row_out
-            stages = min(_MAX_STAGES, room // max(1024, rows * blocks * row_in))
+            room = H200.smem_bytes // occupancy - _SPARE - rows * row_out
+            stages = min(_MAX_STAGES, room // max(1024, rows * row_in))
             yield Config(
                 rows=rows,
                 warpgroups=warpgroups,
