@@ -43,6 +43,7 @@ OTHER_CHAINS = (
     "(1,16,16,512)(16,16,16,32)(256,32,32,1)",
     *PAPER_CHAINS,
     *(f"square_dyadic:{n}" for n in (512, 2048, 16384)),
+    *("(1,2,2,512)", "(64,8,8,1)"),  # Single factors, in parts along d and along a.
 )
 
 CHAINS = (*FUSED, *OTHER_CHAINS, *RADIX)

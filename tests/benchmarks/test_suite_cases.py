@@ -89,6 +89,8 @@ def test_contestants():
     assert tried == ["chain", "chain"]
     _, tried = names(workload("(4,64,64,4)"))
     assert tried.count("factor") == 2
+    _, tried = names(workload("(64,8,8,1)"))
+    assert tried == ["radix", "radix"]
     implementations, tried = names(workload("square_dyadic:1024"))
     assert "elementwise" in implementations
     assert "chain" not in tried  # It is launched on another chain.
