@@ -236,6 +236,7 @@ def _for_one_factor(
     *,
     dtype: jnp.dtype,
     axis: FeatureAxis,
+    out_dtype: jnp.dtype | None,
     **kwargs: Any,
 ) -> tuple[Kernel, Config]:
     """`factor`, or `radix` for blocks so small that `factor` cannot take them as given.
@@ -244,18 +245,29 @@ def _for_one_factor(
     tensor core that has next to nothing to multiply. What `radix` does not take, of
     blocks too large for it or of features that TMA cannot move, `factor` merges.
     """
-    if _is_merged(shape, axis):
+    more = {"axis": axis, "out_dtype": out_dtype, **kwargs}
+    if _is_merged(shape, dtype, out_dtype or dtype, axis):
         try:
-            return "radix", radix.default_config([shape], dtype, axis=axis, **kwargs)
+            return "radix", radix.default_config([shape], dtype, **more)
         except NotImplementedError:
             pass
-    return "factor", factor.default_config(shape, dtype, axis=axis, **kwargs)
+    return "factor", factor.default_config(shape, dtype, **more)
 
 
-def _is_merged(shape: tuple[int, int, int, int], axis: FeatureAxis) -> bool:
+def _is_merged(
+    shape: tuple[int, int, int, int],
+    dtype: jnp.dtype,
+    out_dtype: jnp.dtype,
+    axis: FeatureAxis,
+) -> bool:
     """Whether `factor` would merge blocks, or take the pattern in no way."""
     try:
-        seen = factor_tiles.embed(shape, feature_first=axis == 0)
+        seen = factor_tiles.embed(
+            shape,
+            feature_first=axis == 0,
+            item_in=dtype.itemsize,
+            item_out=out_dtype.itemsize,
+        )
     except NotImplementedError:
         return True
     return seen.merged_a * seen.merged_d > 1
