@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain
-from pallas_kernels import chain, chips, factor, factor_tiles, pieces, radix
+from pallas_kernels import arguments, chain, chips, factor, factor_tiles, pieces, radix
 from pallas_kernels.epilogue import Activation
 
 # Blocks up to which neighbours are multiplied out, in the order of preference: larger
@@ -246,7 +246,8 @@ def _for_one_factor(
     blocks too large for it or of features that TMA cannot move, `factor` merges.
     """
     more = {"axis": axis, "out_dtype": out_dtype, **kwargs}
-    if _is_merged(shape, dtype, out_dtype or dtype, axis):
+    given, result = arguments.check_dtypes("factor", dtype, out_dtype)
+    if _is_merged(shape, given, result, axis):
         try:
             return "radix", radix.default_config([shape], dtype, **more)
         except NotImplementedError:
