@@ -19,7 +19,8 @@ along the batch (feature-first), it is multiplied as it was fetched. Of a featur
 with d > 1 neighbouring blocks are taken together: their features lie zipped, in x, w
 and y alike, so a thread loads what all blocks have of an input side by side and parts
 it in its registers into an operand for each (`compat.unzip_operands`), and zips the
-sums before it stores them. float32 is multiplied in bfloat16 pieces. Operands are split
+sums before it stores them. Of a feature-first x neighbours may be taken together for
+the sake of w, whose blocks lie zipped then, too. float32 is multiplied in bfloat16 pieces. Operands are split
 in registers as they are loaded, but a feature-first x goes through the turned buffer in
 pieces.
 
@@ -36,13 +37,14 @@ cluster have told all of its CTAs that they are done with it, by a barrier that 
 many arrivals. All CTAs take as many chunks, and wait for whatever is sent to them, data
 or arrivals, so that none leaves before. Zipped blocks may be shared so, too.
 
-Nothing of x or y is permuted in HBM. Nor is w where x is feature-last or d = 1: TMA
-copies it as it is. Of a feature-first array with d > 1, resident weights are put in
-order by the CTA that keeps them; only where that loses, XLA writes w in order before
-the launch: see `factor_weights`. Neighbours are merged into larger blocks where b or c
-is far below 16, or where a feature-last array has a d above 12 that is no multiple of 8
-(of float32, above 7 and no multiple of 4), or rows of b·d or c·d features that are no
-multiple of 8; those, too, XLA writes.
+Nothing of x or y is permuted in HBM. Nor is w as a rule: blocks of d = 1 are (a, b, c)
+already, neighbouring ones are parted in registers, and resident ones of a feature-first
+array may be put in order by the CTA that keeps them. Only where that loses, for large
+feature-first blocks in large batches, XLA writes w in order before the launch: see
+`factor_weights`. Neighbours are merged into larger blocks where b or c is far below 16,
+or where a feature-last array has a d above 12 that is no multiple of 8 (of float32,
+above 7 and no multiple of 4), or rows of b·d or c·d features that are no multiple of 8;
+those, too, XLA writes, unless `pallas_kernels.radix` takes them.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
@@ -77,8 +79,8 @@ timed, and the rate of L2 is a guess.
     d = 1                 L2     1.01   0.99   0.98   0.87   1.05   1.71   2.23
                           SMEM   0.37   0.51   0.49   0.59   0.71   1.26   2.91
                           mma    0.22   0.44   0.35   0.53   0.70   1.41   3.18
-    d = 4, feature-first  L2     0.89   1.00   0.86   0.89   0.93   1.24   1.99
-                          SMEM   0.37   0.52   0.49   0.59   0.76   1.43   2.60
+    d = 4, feature-first  L2     0.89   0.99   0.86   0.89   0.93   1.24   1.99
+                          SMEM   0.74   1.02   0.49   0.59   0.76   1.43   2.60
                           mma    0.22   0.44   0.35   0.53   0.70   1.48   2.84
     d = 4, feature-last   L2     0.95   1.05   1.24   1.30   1.41   2.20   3.83
                           SMEM   0.66   0.87   0.98   1.80   2.05   3.65   6.87

@@ -19,14 +19,16 @@ neighbours, or all, and a thread loads their entries side by side, of x and of w
 and parts them in its registers into one operand for each block. The sums are zipped
 again when they are stored. Nothing is transposed, in HBM or in shared memory. A panel
 is what four neighbouring lanes have of a row, which is as much as tells rows apart in
-shared memory: eight rows or so of 64 bytes lie in different banks.
+shared memory: eight rows or so of 64 bytes lie in different banks. A feature-first x
+keeps its blocks apart, so that an item may have one; if it has several, their weights
+are taken zipped, and need no order.
 
-Weights arrive in one of three ways:
+Weights arrive in one of three ways, see `factor_weights`:
 
-*fetched*   d = 1, or a feature-last x: TMA copies w as it is.
-*arranged*  resident weights of a feature-first array with d > 1: threads read them from
-            w, neighbours along d with one load, and write them where they belong. That
-            is done when a CTA comes to a block, once for all its vectors.
+*fetched*   of d = 1, or zipped: TMA copies w as it is.
+*arranged*  resident weights of one feature-first block: threads read them from w,
+            neighbours along d with one load, and write them where they belong. That is
+            done when a CTA comes to a block, once for all its vectors.
 *ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
 """
 

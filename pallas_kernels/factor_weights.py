@@ -1,51 +1,53 @@
 """How weights and bias of the one-factor kernel arrive, before the launch and in it.
 
-    d = 1, or feature-last   w in HBM ──TMA──▶ slab
-    feature-first, d > 1:
-      resident               w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
-      streamed               w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
+    fetched     w in HBM ──TMA──▶ slab
+    arranged    w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
+    ordered     w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
 
-*Fetched* weights need no order but their own; neighbouring blocks of a feature-last
-array are parted in registers. *Arranged* ones, with s = itemsize, cost a CTA
+*Fetched* weights need no order but their own: d = 1, or items of several neighbours,
+whose weights are parted in registers. A feature-last x wants such items anyway; a
+feature-first one could do without, and pays for them with smaller tiles of each block.
+*Arranged* ones, resident and of a feature-first array, with s = itemsize, cost a CTA
 b·c·min(s·d, max(32, s·kept)) bytes of L2 whenever it comes to a group of `kept`
 neighbours along d: whole sectors, of which it wants these. CTAs take runs of items, so
 that happens `ctas` + a·d / kept times in all, and while it does, a CTA only fetches x.
 In shared memory it is b·c·kept stores of s bytes, a warp's in different banks.
 *Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of memory;
-but then any CTA streams tiles of them, as many times as it likes.
+but then any CTA streams tiles of them, of one block, by wgmma, as many times as it
+likes.
 
-Seconds · 10⁶ for the last two, by `factor_choice.preparation` with the best
-configuration of its kind, next to what HBM takes for x and y, for a feature-first array
-of 16 bits and batch 25,088 (512). Predictions; a launch is taken for 3. In brackets,
-what the whole is predicted to take with arranged weights, as a multiple of what it
-takes with ordered ones.
+Seconds · 10⁶ that the kernel is predicted to take with the best configuration of each
+kind, next to what HBM takes for x and y, for a feature-first array of 16 bits. Nothing
+has been timed; a launch is taken for 3.
 
-                         x and y      arranged     ordered
-    (16, 16, 16, 16)    96  (2.0)   1.3  (1.3)   3.1  (3.1)   [0.99 (0.74)]
-    (1, 32, 32, 32)     24  (0.5)   2.4  (1.2)   3.0  (3.0)   [0.99 (0.63)]
-    (1, 64, 64, 16)     24  (0.5)   4.1  (1.6)   3.1  (3.1)   [1.04 (0.83)]
-    (1, 128, 128, 4)    12  (0.2)   4.1  (1.0)   3.1  (3.1)   [1.12 (0.50)]
-    (1, 128, 128, 16)   48  (1.0)  15.0  (3.9)   3.2  (3.2)   [1.27 (1.81)]
-    (96, 192, 192, 4) 1721   (35)    34   (34)    16   (16)   [1.01 (1.64)]
-    (1, 256, 256, 4)    24  (0.5)  16.3  (3.5)   3.2  (3.2)   [1.59 (1.37)]
-    (4, 1024, 1024, 16)  1530 (31)   no room      65   (65)
+                         batch    x and y   fetched  arranged   ordered
+    (16, 16, 16, 16)    25,088       95.6     128       162       164
+                           256        1.0       1.7       3.1       4.7
+    (1, 64, 64, 16)     25,088       23.9      34.6      40.1      38.5
+                           256        0.2       0.9       2.3       3.8
+    (1, 128, 128, 4)    25,088       11.9      20.6      21.8      19.6
+                         2,048        1.0       2.4       3.9       4.8
+    (1, 128, 128, 16)   25,088       47.8     112        87.5      68.9
+                         2,048        3.9       8.7      32.1       8.7
+                           256        0.5       2.1       5.1       4.3
+    (96, 192, 192, 4)   25,088     1721      4599      2445      2423
+                           256       17.6      50.4      72.1      43.9
+    (1, 256, 256, 4)    25,088       23.9      79.2      61.8      38.8
+                         2,048        2.0       6.9      15.3       6.8
+                           256        0.2       1.8       5.1       4.3
+    (4, 1024, 1024, 16) 25,088     1530     23664   no room      6733
 
-A copy of w has to gain 5 % to be worth its memory. So blocks up to about 48 × 48 are
-read where they are, and larger ones where a CTA visits few of them, and of few
-neighbours: 64 × 64 mostly, 128 × 128 for d ≤ 4. Beyond that, each CTA reads sectors for
-a few of their bytes, which costs more than a launch: at (1, 128, 128, 16) five times as
-much.
+A copy of w has to gain 5 % to be worth its memory. So w is read where it is, but for
+feature-first blocks from about 128 × 128 on, in large batches: there operands of small
+tiles are read from L2 and from shared memory several times as often as by wgmma, on 192
+vectors by 256 outputs of one block. To stream weights of one block as they lie would
+take sectors of 32 bytes for 2 of them, min(d, 16) times the bytes of L2, which binds.
+And if neighbours belonged to the CTAs of a cluster, each of which took its share of all
+blocks from L2 and sent the others theirs, then for each product of 192 × 256 × 64, 768
+clocks of the tensor cores, 28 KB would come from peers, at some 12 bytes a clock.
 
-Blocks that have no room could be streamed as they lie in w in three ways. Sectors for
-one block of d: min(d, 16) times the bytes of L2, which binds from 512 on. Items of
-several neighbours, as in a feature-last array: with mma.sync on 64 vectors by 128
-outputs of 8 blocks, operands are read from L2 and from shared memory 4.5 times as often
-as by wgmma on 192 by 256 of one. Or neighbours that belong to the CTAs of a cluster,
-each of which takes its share of all blocks from L2 and sends the others theirs: for
-each product of 192 × 256 × 64, 768 clocks of the tensor cores, 28 KB would come from
-peers, at some 12 bytes a clock. At (4, 1024, 1024, 16) the copy is 65 of about 7,000.
-
-Merged blocks are ordered too.
+Merged blocks are ordered too; `bj.implementations.plan_launches` sends what it can of
+them to `pallas_kernels.radix`, which reads them as they are.
 
 The bias is read where it is, by tiles of the tensor core, unless b is no multiple of
 these: then XLA pads it. For wgmma XLA puts it in the order of the blocks.
