@@ -20,9 +20,9 @@ with d > 1 neighbouring blocks are taken together: their features lie zipped, in
 and y alike, so a thread loads what all blocks have of an input side by side and parts
 it in its registers into an operand for each (`compat.unzip_operands`), and zips the
 sums before it stores them. Of a feature-first x neighbours may be taken together for
-the sake of w, whose blocks lie zipped then, too. float32 is multiplied in bfloat16 pieces. Operands are split
-in registers as they are loaded, but a feature-first x goes through the turned buffer in
-pieces.
+the sake of w, whose blocks lie zipped then, too. float32 is multiplied in bfloat16
+pieces. Operands are split in registers as they are loaded, but a feature-first x goes
+through the turned buffer in pieces.
 
 Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and do not
 lie zipped: it reads both operands where TMA put them, x with the vectors or the
