@@ -426,17 +426,18 @@ class Tiling:
             return self.num_sums
         width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
+        spare = self._spare_registers
         if self.zips_features:
             # x of all blocks, 16 inputs deep, and twice a tile of weights, as loaded
-            # and as operands; and addresses, or numbers on their way into pieces.
+            # and as operands.
             width = tiles.MMA_K * self.config.blocks
             operands = width * (self.rows // m_warps + 2 * OUTPUTS) // 64
-            return self.num_sums + operands * self.pieces + 24 * self.pieces
+            return self.num_sums + operands * self.pieces + spare
         if self.zips:  # x of one block, and a tile of all weights.
             operands = tiles.MMA_K * (
                 self.rows // n_warps + 2 * 16 * self.config.blocks
             )
-            return self.num_sums + (operands // 64 + 24) * self.pieces
+            return self.num_sums + operands // 64 * self.pieces + spare
         if self.way == "flat":
             m, n = self.rows, self.features
         else:
@@ -445,6 +446,16 @@ class Tiling:
                 n = self.slab_in[-1]
         operands = width * self.pieces * (m // m_warps + n // n_warps) // 64
         return self.num_sums + operands
+
+    @property
+    def _spare_registers(self) -> int:
+        """Those that compiling took beside, for addresses, or numbers to be cut."""
+        if self.pieces > 1:
+            return 48
+        config = self.config
+        longer = config.depth > tiles.MMA_K
+        shared = (config.cluster > 1) + (config.cluster_features > 1)
+        return 24 + 9 * (longer + shared)
 
     @property
     def stage_bytes(self) -> int:
