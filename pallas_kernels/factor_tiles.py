@@ -20,13 +20,9 @@ an odd number of 16-byte units: then any eight features that an 8 × 8 matrix is
 from, neighbours or of one block, lie in different banks. Where d is no multiple of 8,
 a run holds several inputs of a block, `interleave`; the weights are put in that order.
 
-Weights arrive in one of three ways:
-
-*fetched*   d = 1: rows of w are rows of the slab, and TMA copies them.
-*arranged*  resident weights of d > 1: threads read them from w, neighbours along d with
-            one load, and write them where they belong. That is done when a CTA comes
-            to a block, once for all its vectors.
-*ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
+Weights arrive in one of the three ways of `pallas_kernels.arrangement`. Of d > 1,
+resident ones are arranged when a CTA comes to a block, once for all its vectors, and
+all others are ordered.
 """
 
 import dataclasses
@@ -39,7 +35,6 @@ from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
-Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
@@ -289,16 +284,14 @@ class Tiling:
         return (config.depth, config.rows, config.blocks)
 
     @property
-    def arrival(self) -> Arrival:
+    def arrival(self) -> arrangement.Arrival:
         """How weights come to lie in shared memory as the product reads them."""
-        factor = self.factor
-        merged = factor.merged_a * factor.merged_d > 1
-        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
-            return "fetched"
         by_cta = self.config.resident and not self.config.ordered
-        if by_cta and not merged and self.units is not None:
-            return "arranged"
-        return "ordered"
+        return arrangement.arrival(
+            self.factor,
+            as_rows=not self.factor.c * self.item_in % 16,
+            by_cta=by_cta and self.units is not None,
+        )
 
     @property
     def units(self) -> tuple[arrangement.Units, ...] | None:

@@ -59,9 +59,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat
+from pallas_kernels import arranging, compat
 from pallas_kernels.arrangement import Units
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels.blocks import bias_blocks, loadable, weight_blocks
 from pallas_kernels.factor_tiles import Tiling
 
 # Deals units of work out to the warpgroups.
@@ -118,9 +118,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
         more = plan.feature_tiles * plan.config.features - plan.factor.b
         return jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, more)))
     a, b, d, s = plan.factor.a, plan.factor.b, plan.factor.d, plan.interleave
-    if bias.dtype.name not in arguments.DTYPES:
-        bias = bias.astype(jnp.float32)
-    view = bias.reshape(a, b // s, s, d)
+    view = loadable(bias).reshape(a, b // s, s, d)
     if b // s % plan.output_unit:
         more = (plan.feature_tiles * plan.config.features - b) // s
         view = jnp.pad(view, ((0, 0), (0, more), (0, 0), (0, 0)))
@@ -234,7 +232,7 @@ def _arrange(
     w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal, units: Units
 ) -> None:
     config, s, width = plan.config, plan.interleave, plan.weight_width
-    layout, part_rows = _layout(units), plan.features // s
+    part_rows = plan.features // s
     # Inputs that share a run are in panels one after the other.
     panels_of = config.depth // s // width
     i, k = _divmod(jax.lax.div(block, plan.kept) * plan.kept, plan.factor.d)
@@ -249,33 +247,24 @@ def _arrange(
         at, start = tile * plan.chunks + chunk, start * units.rows
         rows = pl.ds(share * plan.features + row_of * part_rows + start, units.rows)
         columns = pl.ds(0, units.panels.length)
-        for first in range(0, s * plan.kept, units.vector):
-            source = w.at[
+
+        def source(first: int) -> Any:
+            return w.at[
                 i,
                 pl.ds(part * part_rows + start, units.rows),
                 row_of,
                 pl.ds(panel * width, units.panels.length),
                 pl.ds(k + first, units.vector),
             ]
-            value = plgpu.load(source, layout=layout, optimized=False)
-            for n, plane in enumerate(compat.unstack_vector(value)):
-                column_of, n_of = divmod(first + n, plan.kept)
-                at_panel = column_of * panels_of + p
-                slabs.at[at, at_panel, n_of, rows, columns][...] = plane
+
+        def store(n: int, plane: jax.Array) -> None:
+            column_of, n_of = divmod(n, plan.kept)
+            at_panel = column_of * panels_of + p
+            slabs.at[at, at_panel, n_of, rows, columns][...] = plane
+
+        arranging.move(units, s * plan.kept, source, store)
 
     deal(s * units.count, take_unit)
-
-
-def _layout(units: Units) -> Any:
-    """How a unit, (rows, columns, vector), lies in a warpgroup's registers."""
-    (warps_down, warps_across), lanes = units.warps, units.lanes
-    block = (warps_down * lanes[0], warps_across * lanes[1])
-    return compat.tiled_layout(
-        [(*block, units.vector), (*lanes, units.vector)],
-        warp_dims=(-6, -5, compat.replicated(4 // (warps_down * warps_across))),
-        lane_dims=(-3, -2, compat.replicated(32 // (lanes[0] * lanes[1]))),
-        vector_dim=-1,
-    )
 
 
 def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
