@@ -118,7 +118,7 @@ from pallas_kernels import (
     compat,
     slabs,
 )
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels.blocks import bias_blocks, loadable, weight_blocks
 from pallas_kernels.chain_config import (
     Config,
     check,
@@ -188,14 +188,10 @@ def chain(
         )
     plan = plan_for(shapes, types, config, axis)
     check(plan, config)
-    blocks = [
-        weight_blocks(factor, embedded, types.pieces)
-        for factor, embedded in zip(factors, plan.whole, strict=True)
-    ]
     return _launch(
         compat.gpu_only(x),
-        blocks,
-        None if bias is None else bias_blocks(bias, plan.whole[0]),
+        [_weights(factor, plan, index) for index, factor in enumerate(factors)],
+        None if bias is None else _bias(bias, plan),
         activation,
         plan,
         config,
@@ -204,9 +200,33 @@ def chain(
     )
 
 
+def _weights(factor: jax.Array, plan: Plan, index: int) -> jax.Array:
+    """Weights as the kernel gets them; only *ordered* ones are moved.
+
+    Returns:
+      (a·d, pieces, b, c), or for weights that are arranged (a, b, c, d).
+    """
+    match plan.arrival(index):
+        case "arranged":
+            return factor
+        case "fetched":
+            a, b, c, _ = factor.shape
+            return factor.reshape(a, 1, b, c)
+        case "ordered":
+            return weight_blocks(factor, plan.whole[index], plan.types.pieces)
+
+
+def _bias(bias: jax.Array, plan: Plan) -> jax.Array:
+    """The bias as the kernel gets it, (a·d, b); moved only if d > 1."""
+    last = plan.whole[0]
+    if last.d > 1:
+        return bias_blocks(bias, last)
+    return loadable(bias).reshape(last.a, last.b)
+
+
 def _launch(
     x: jax.Array,
-    blocks: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
     bias: jax.Array | None,
     activation: Activation | None,
     plan: Plan,
@@ -214,7 +234,7 @@ def _launch(
     axis: Literal[0, -1],
     batch: int,
 ) -> jax.Array:
-    """Calls the kernel on weights (a·d, pieces, b, c) and a bias (a·d, b)."""
+    """Calls the kernel on weights and a bias as `_weights` and `_bias` return them."""
     types, rows = plan.types, config.rows
     last, first = plan.whole[0], plan.whole[-1]
     n_out = last.a * last.b * last.d
@@ -260,12 +280,13 @@ def _launch(
                 refs["weights"] = slabs.slab(shape, types.operand)
                 copies *= pl.cdiv(step.units, config.warpgroups)
                 barriers = config.warpgroups
-            refs["weights_loaded"] = plgpu.Barrier(
-                num_arrivals=copies, num_barriers=barriers
-            )
+            if plan.arrival(step.factor) != "arranged":
+                refs["weights_loaded"] = plgpu.Barrier(
+                    num_arrivals=copies, num_barriers=barriers
+                )
         return refs
 
-    def weights_ring() -> list[Any]:
+    def ring() -> list[Any]:
         if not plan.slab_weights:
             return []
         shape = (lanes, plan.slab_weights // plan.depth, plan.depth)
@@ -290,7 +311,7 @@ def _launch(
         return plgpu.RefUnion(*refs) if len(refs) > 1 else refs[0]
 
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, groups, weights, steps, phase, exchanged = refs
+        *inputs, y_ref, groups, slab_weights, steps, phase, exchanged = refs
         buffers = dict(
             pair
             for group, refs in zip(plan.groups, groups, strict=True)
@@ -307,9 +328,9 @@ def _launch(
             activation,
             num_tiles,
             clusters,
-            inputs[: len(blocks)],
-            inputs[len(blocks)] if bias is not None else None,
-            weights[0] if weights else None,
+            inputs[: len(weights)],
+            inputs[len(weights)] if bias is not None else None,
+            slab_weights[0] if slab_weights else None,
             steps,
             phase,
             written,
@@ -322,7 +343,7 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
             [memory(group) for group in plan.groups],
-            weights_ring(),
+            ring(),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
             barriers(),
@@ -336,6 +357,6 @@ def _launch(
         thread_name="wg",
         cluster=(plan.cluster,) if plan.cluster > 1 else (),
         cluster_names=(chain_plan.SHARE,) if plan.cluster > 1 else (),
-    )(x, *blocks, *([] if bias is None else [bias]))
-    y = compat.varying_as(y, x, *blocks)
+    )(x, *weights, *([] if bias is None else [bias]))
+    y = compat.varying_as(y, x, *weights)
     return y if axis == -1 else y.reshape(n_out, batch)
