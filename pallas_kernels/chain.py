@@ -37,8 +37,15 @@ x, in a transposed chain) is runs of d/S features, which TMA copies as they are,
 bytes at least.
 
 A CTA needs only its share of the weights. `resident` factors' stay in shared memory for
-the whole launch, fetched once by the warpgroup that uses them; the others' are fetched
-for each tile.
+the whole launch; the others' are fetched for each tile.
+
+*The order of weights.* TMA copies those of d = 1 as they are given. Those of d > 1 lie
+interleaved in w, and float32 is multiplied in pieces. Where such weights stay, a CTA
+reads its share of w as given, once before the first tile, up to 16 bytes along d at a
+time, and stores it in order (`pallas_kernels.arrangement`): nothing is copied, and
+nothing else launched. For those that are fetched for each tile, and for blocks that are
+embedded in larger ones, XLA writes a copy in order beforehand, in a launch for each
+factor. The bias is read as given where d = 1, and copied elsewhere.
 
 Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exactly what
 `pallas_kernels.traffic` counts, for all CTAs of a cluster together:
@@ -50,6 +57,10 @@ Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exa
             m_warps times; each transposing pass and the exchange: s·n read and written;
             by TMA what L2 gives and takes
     peers   s·n·(S - 1) / S, from other CTAs' shared memory
+
+and for each launch, from L2, resident weights once for each CTA, of which runs of d or
+fewer that are shorter than 32 bytes count as 32 too; and what XLA copies, from HBM and
+back.
 
 Shared memory: one buffer of about s·rows·n / S for each intermediate (factors with
 b = c work in place), slabs of `stages` blocks of x for each warpgroup, s·rows·c, as
@@ -68,32 +79,33 @@ features-first slabs of more than 64 rows have no swizzle.
 `default_config` takes at a batch of 25,088; kilobytes and nanoseconds per vector, with
 the rates that `pallas_kernels.chips` assumes of an H200, of which 128 multiprocessors
 of 132 are taken to serve clusters. S: CTAs of a cluster; kept: factors with resident
-weights. `all` adds fetches that come late and waiting between factors; `apart` is what
-HBM alone needs for the factors in a launch each. Monarch chains of bfloat16, features
-first or last; three factors as `Chain.from_shape` has them.
+weights. `all` adds fetches that come late, waiting between factors, and each vector's
+part of what precedes the first tile; `apart` is what HBM alone needs for the factors in
+a launch each. Monarch chains of bfloat16, features first or last; three factors as
+`Chain.from_shape` has them.
 
                               KB                  ns
     n            S rows kept   HBM   L2 SMEM peer   HBM    L2  SMEM  peer   all apart
-    256, last     1   32    1     1 1.25 6.25    0  0.24  0.23  0.22  0.00  0.26  0.48
-    512, last     1   64    1     2  2.5   12    0  0.48  0.47  0.43  0.00  0.57  0.95
-    1024, last    1   64    0     4    6   26    0  0.95  1.12  0.93  0.00  1.20  1.91
-    2048, first   8   64    1     8   12   56  3.5  1.91  2.23  2.06  1.42  2.40  3.81
-    2048, last    8   64    1     8   16   64  3.5  1.91  2.98  2.35  1.42  3.19  3.81
-    4096, first  16  128    1    16   20  100  7.5  3.81  3.72  3.68  3.05  5.11  7.62
-    4096, last    4   64    0    16   32  160    6  3.81  5.96  5.88  2.44  7.05  7.62
-    8192, first  16   64    0    32   80  304   15  7.62  14.9  11.2  6.09  17.0  15.2
-    8192, last   16   64    0    32   96  336   15  7.62  17.9  12.4  6.09  20.6  15.2
-    16384, first 16   32    0    64  320  960   30  15.2  59.6  35.3  12.2  63.9  30.5
+    256, last     1   32    1     1 1.25 6.25    0  0.24  0.23  0.22  0.00  0.29  0.48
+    512, last     1   64    1     2  2.5   12    0  0.48  0.47  0.43  0.00  0.60  0.95
+    1024, last    1   64    0     4    6   26    0  0.95  1.12  0.93  0.00  1.32  1.91
+    2048, first   8   64    1     8   12   56  3.5  1.91  2.23  2.06  1.42  2.46  3.81
+    2048, last    8   64    1     8   16   64  3.5  1.91  2.98  2.35  1.42  3.25  3.81
+    4096, first  16  128    1    16   20  100  7.5  3.81  3.72  3.68  3.05  5.24  7.62
+    4096, last    4   64    0    16   32  160    6  3.81  5.96  5.88  2.44  7.18  7.62
+    8192, first  16   64    0    32   80  304   15  7.62  14.9  11.2  6.09  17.2  15.2
+    8192, last   16   64    0    32   96  336   15  7.62  17.9  12.4  6.09  20.7  15.2
+    16384, first 16   32    0    64  320  960   30  15.2  59.6  35.3  12.2  64.1  30.5
     three factors:
-    4096, first  16  128    0    16   19   95  7.5  3.81  3.54  3.49  3.05  5.38  11.4
-    4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.75  11.4
+    4096, first  16  128    0    16   19   95  7.5  3.81  3.54  3.49  3.05  5.63  11.4
+    4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.79  11.4
     8192, first  16   64    2    32   40  248   15  7.62  7.45  9.12  6.09  13.7  22.9
     8192, last   16   32    3    32   32  304   15  7.62  5.96  11.2  6.09  17.9  22.9
-    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.3  45.7
+    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.6  45.7
     float32:
-    512, last     1   64    0     4  5.5   30    0  0.95  1.02  1.07  0.00  1.19  1.91
-    1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.22  3.81
-    2048, last    8   64    1    16   24  156    7  3.81  4.47  5.74  2.84  7.58  7.62
+    512, last     1   64    1     4    5 29.5    0  0.95  0.93  1.05  0.00  1.35  1.91
+    1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.47  3.81
+    2048, last    8   64    1    16   24  156    7  3.81  4.47  5.74  2.84  7.74  7.62
 
 So up to n = 1024 one CTA should come near the floor. At 2048 and 4096 a cluster should
 beat two launches; what it waits for is shared memory and meeting: a tile of the whole
@@ -102,6 +114,27 @@ runs of 16 bytes allow no more than d/8 CTAs: 8 at n = 4096, with 128 KB of weig
 each, so these are fetched for each tile after all. At n = 8192 and 16384 the weights of
 two factors, 3 and 8 MB, are too many for a cluster to keep, and its tile too small for
 so many to be fetched: a launch for each should win, but one for three factors at 8192.
+
+*Arranged or ordered*, predicted too: microseconds for Monarch chains of bfloat16, with
+the best configuration in which the kernel arranges the weights of d > 1, and the best
+one in which XLA orders them: one CTA's, or a cluster's where that is a fifth faster.
+
+    batch             512          4096         25088
+                   arr.  ord.   arr.  ord.   arr.  ord.
+    512, first      2.6   4.7    3.8   6.1   14.2  16.9
+    512, last       3.6   6.4    4.1   6.4   15.1  17.8
+    1024, first     3.3   4.9    7.3   6.9   32.5  32.2
+    1024, last      4.9   5.7    7.6   9.9   34.3  33.1
+    2048, first     3.9   5.5   11.5  13.0   61.8  72.4
+    2048, last      4.9   6.5   14.0  16.5   81.6  90.7
+    4096, first     7.2   7.4   24.3  25.9  131.4 145.1
+    4096, last      9.1  10.0   34.7  30.4  192.2 180.1
+
+So a copy pays only where weights that stay would take the room that a larger tile
+needs: in large batches at n = 1024, of 64 vectors instead of 32, by 1 to 4 %; and
+features last at 4096, where they fit into CTAs of clusters of 8, but not of 4, whose
+runs of y are whole sectors. The 6.9 are a cluster's, not a fifth faster than one CTA's
+7.3.
 """
 
 from collections.abc import Sequence
