@@ -16,8 +16,8 @@ The last one has products done by cuBLAS, as XLA may choose to when it finds a d
 Writes one JSON line per compilation into --output_dir (gpu_compile.jsonl, added to as
 it goes); a run that was stopped goes on where it was, if it is started again. Fails if
 anything does not compile, or if a kernel spills, takes more launches than it should, or
-comes with transposes or copies of x or y; or of a factor, where `pallas` reads it as
-it is.
+comes with transposes or copies of x or y; or with anything at all, where kernels should
+read the factors as they are.
 """
 
 import os

@@ -1,20 +1,60 @@
-"""How threads share the work of bringing weights into order; plain Python integers.
+"""How weights come to lie in shared memory as a product reads them.
+
+Plain Python integers. They arrive in one of three ways:
+
+*fetched*   w is multiplied as it is, and TMA copies it: d = 1, or several blocks at a
+            time.
+*arranged*  Threads read w as given and write each weight where it belongs, once for as
+            long as it stays in shared memory.
+*ordered*   XLA writes them in order before the launch, and TMA copies them.
 
 A factor w (a, b, c, d) has neighbouring blocks interleaved: the weights of one output
 and one input lie next to one another for all d blocks. The product wants each block by
-itself, in rows of inputs. A warpgroup takes a *unit* at a time: some outputs, a panel
-of inputs, and all blocks that are wanted. A thread loads neighbours along d, up to 16
-bytes, and stores each where its block is.
+itself, in rows of inputs. To arrange them, a warpgroup takes a *unit* at a time: some
+outputs, a panel of inputs, and all blocks that are wanted. A thread loads neighbours
+along d, up to 16 bytes, and stores each where its block is.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import chips, tiles
+
+Arrival = Literal["fetched", "arranged", "ordered"]
 
 HELD = 64  # Weights that a thread holds at a time, where sizes allow it.
 _MOST_HELD = 128
+
+
+def arrival(factor: tiles.Factor, *, as_given: bool, by_cta: bool) -> Arrival:
+    """How the weights of a factor arrive.
+
+    Blocks that are embedded in larger ones lie on their diagonals, which is left to
+    XLA.
+
+    Args:
+      factor: the factor, with the blocks of all CTAs.
+      as_given: whether TMA can copy w as the kernel takes it: rows of d = 1, or several
+        blocks at a time.
+      by_cta: whether CTAs can arrange them otherwise.
+    """
+    if factor.merged_a * factor.merged_d > 1:
+        return "ordered"
+    if as_given:
+        return "fetched"
+    return "arranged" if by_cta else "ordered"
+
+
+def run_bytes(run: int, d: int, itemsize: int) -> int:
+    """Bytes of L2 that are read for `run` of d neighbours: whole sectors of these."""
+    return min(itemsize * d, max(chips.SECTOR, itemsize * run))
+
+
+def rounds(weights: int, warpgroups: int) -> int:
+    """How often warpgroups that arrange so many weights wait for what they load."""
+    return -(-weights // (128 * warpgroups * HELD))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,16 +115,17 @@ def units(
       Units of all sizes that occur; None if sizes are so odd that few threads could
       work and each would hold too much.
     """
-    vector = math.gcd(run, 16 // itemsize)
+    vector = vector_of(run, itemsize)
     found = tuple(
-        _units(some_rows, some_columns, vector)
+        units_of(some_rows, some_columns, vector)
         for some_rows in _segments(rows, part)
         for some_columns in _segments(columns, panel)
     )
     return found if all(one.held <= _MOST_HELD for one in found) else None
 
 
-def _units(parts: Segment, panels: Segment, vector: int) -> Units:
+def units_of(parts: Segment, panels: Segment, vector: int) -> Units:
+    """Cuts segments into units, as large as leaves each thread `HELD` weights."""
     # Along the inputs first, which are nearest to one another in memory.
     lanes_across = math.gcd(panels.length, 32)
     lanes_down = math.gcd(parts.length, 32 // lanes_across)
@@ -104,6 +145,11 @@ def _units(parts: Segment, panels: Segment, vector: int) -> Units:
         key=lambda one: one.rows,
         default=choices[0],
     )
+
+
+def vector_of(run: int, itemsize: int) -> int:
+    """How many of a run of neighbours one load takes."""
+    return math.gcd(run, 16 // itemsize)
 
 
 def _segments(extent: int, part: int) -> Iterator[Segment]:

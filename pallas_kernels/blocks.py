@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import pieces, tiles
+from pallas_kernels import arguments, pieces, tiles
 
 
 def weight_blocks(
@@ -23,6 +23,12 @@ def weight_blocks(
     if num_pieces == 1:
         return w
     return jnp.concatenate(pieces.split(w, num_pieces), axis=1)
+
+
+def loadable(bias: jax.Array) -> jax.Array:
+    """The bias in a type that kernels can load, its own if possible."""
+    known = bias.dtype.name in arguments.DTYPES
+    return bias if known else bias.astype(jnp.float32)
 
 
 def bias_blocks(bias: jax.Array, embedded: tiles.Factor) -> jax.Array:

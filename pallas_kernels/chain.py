@@ -37,8 +37,15 @@ x, in a transposed chain) is runs of d/S features, which TMA copies as they are,
 bytes at least.
 
 A CTA needs only its share of the weights. `resident` factors' stay in shared memory for
-the whole launch, fetched once by the warpgroup that uses them; the others' are fetched
-for each tile.
+the whole launch; the others' are fetched for each tile.
+
+*The order of weights.* TMA copies those of d = 1 as they are given. Those of d > 1 lie
+interleaved in w, and float32 is multiplied in pieces. Where such weights stay, a CTA
+reads its share of w as given, once before the first tile, up to 16 bytes along d at a
+time, and stores it in order (`pallas_kernels.arrangement`): nothing is copied, and
+nothing else launched. For those that are fetched for each tile, and for blocks that are
+embedded in larger ones, XLA writes a copy in order beforehand, in a launch for each
+factor. The bias is read as given where d = 1, and copied elsewhere.
 
 Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exactly what
 `pallas_kernels.traffic` counts, for all CTAs of a cluster together:
@@ -50,6 +57,10 @@ Bytes moved per vector, with n₀ = n_in, …, n_L = n_out and s = itemsize; exa
             m_warps times; each transposing pass and the exchange: s·n read and written;
             by TMA what L2 gives and takes
     peers   s·n·(S - 1) / S, from other CTAs' shared memory
+
+and for each launch, from L2, resident weights once for each CTA, of which runs of d or
+fewer that are shorter than 32 bytes count as 32 too; and what XLA copies, from HBM and
+back.
 
 Shared memory: one buffer of about s·rows·n / S for each intermediate (factors with
 b = c work in place), slabs of `stages` blocks of x for each warpgroup, s·rows·c, as
@@ -68,32 +79,33 @@ features-first slabs of more than 64 rows have no swizzle.
 `default_config` takes at a batch of 25,088; kilobytes and nanoseconds per vector, with
 the rates that `pallas_kernels.chips` assumes of an H200, of which 128 multiprocessors
 of 132 are taken to serve clusters. S: CTAs of a cluster; kept: factors with resident
-weights. `all` adds fetches that come late and waiting between factors; `apart` is what
-HBM alone needs for the factors in a launch each. Monarch chains of bfloat16, features
-first or last; three factors as `Chain.from_shape` has them.
+weights. `all` adds fetches that come late, waiting between factors, and each vector's
+part of what precedes the first tile; `apart` is what HBM alone needs for the factors in
+a launch each. Monarch chains of bfloat16, features first or last; three factors as
+`Chain.from_shape` has them.
 
                               KB                  ns
     n            S rows kept   HBM   L2 SMEM peer   HBM    L2  SMEM  peer   all apart
-    256, last     1   32    1     1 1.25 6.25    0  0.24  0.23  0.22  0.00  0.26  0.48
-    512, last     1   64    1     2  2.5   12    0  0.48  0.47  0.43  0.00  0.57  0.95
-    1024, last    1   64    0     4    6   26    0  0.95  1.12  0.93  0.00  1.20  1.91
-    2048, first   8   64    1     8   12   56  3.5  1.91  2.23  2.06  1.42  2.40  3.81
-    2048, last    8   64    1     8   16   64  3.5  1.91  2.98  2.35  1.42  3.19  3.81
-    4096, first  16  128    1    16   20  100  7.5  3.81  3.72  3.68  3.05  5.11  7.62
-    4096, last    4   64    0    16   32  160    6  3.81  5.96  5.88  2.44  7.05  7.62
-    8192, first  16   64    0    32   80  304   15  7.62  14.9  11.2  6.09  17.0  15.2
-    8192, last   16   64    0    32   96  336   15  7.62  17.9  12.4  6.09  20.6  15.2
-    16384, first 16   32    0    64  320  960   30  15.2  59.6  35.3  12.2  63.9  30.5
+    256, last     1   32    1     1 1.25 6.25    0  0.24  0.23  0.22  0.00  0.29  0.48
+    512, last     1   64    1     2  2.5   12    0  0.48  0.47  0.43  0.00  0.60  0.95
+    1024, last    1   64    0     4    6   26    0  0.95  1.12  0.93  0.00  1.32  1.91
+    2048, first   8   64    1     8   12   56  3.5  1.91  2.23  2.06  1.42  2.46  3.81
+    2048, last    8   64    1     8   16   64  3.5  1.91  2.98  2.35  1.42  3.25  3.81
+    4096, first  16  128    1    16   20  100  7.5  3.81  3.72  3.68  3.05  5.24  7.62
+    4096, last    4   64    0    16   32  160    6  3.81  5.96  5.88  2.44  7.18  7.62
+    8192, first  16   64    0    32   80  304   15  7.62  14.9  11.2  6.09  17.2  15.2
+    8192, last   16   64    0    32   96  336   15  7.62  17.9  12.4  6.09  20.7  15.2
+    16384, first 16   32    0    64  320  960   30  15.2  59.6  35.3  12.2  64.1  30.5
     three factors:
-    4096, first  16  128    0    16   19   95  7.5  3.81  3.54  3.49  3.05  5.38  11.4
-    4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.75  11.4
+    4096, first  16  128    0    16   19   95  7.5  3.81  3.54  3.49  3.05  5.63  11.4
+    4096, last   16   64    3    16   16  120  7.5  3.81  2.98  4.41  3.05  7.79  11.4
     8192, first  16   64    2    32   40  248   15  7.62  7.45  9.12  6.09  13.7  22.9
     8192, last   16   32    3    32   32  304   15  7.62  5.96  11.2  6.09  17.9  22.9
-    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.3  45.7
+    16384, first 16   32    0    64  144  656   30  15.2  26.8  24.1  12.2  52.6  45.7
     float32:
-    512, last     1   64    0     4  5.5   30    0  0.95  1.02  1.07  0.00  1.19  1.91
-    1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.22  3.81
-    2048, last    8   64    1    16   24  156    7  3.81  4.47  5.74  2.84  7.58  7.62
+    512, last     1   64    1     4    5 29.5    0  0.95  0.93  1.05  0.00  1.35  1.91
+    1024, last    1   32    0     8   16   80    0  1.91  2.98  2.85  0.00  3.47  3.81
+    2048, last    8   64    1    16   24  156    7  3.81  4.47  5.74  2.84  7.74  7.62
 
 So up to n = 1024 one CTA should come near the floor. At 2048 and 4096 a cluster should
 beat two launches; what it waits for is shared memory and meeting: a tile of the whole
@@ -102,6 +114,27 @@ runs of 16 bytes allow no more than d/8 CTAs: 8 at n = 4096, with 128 KB of weig
 each, so these are fetched for each tile after all. At n = 8192 and 16384 the weights of
 two factors, 3 and 8 MB, are too many for a cluster to keep, and its tile too small for
 so many to be fetched: a launch for each should win, but one for three factors at 8192.
+
+*Arranged or ordered*, predicted too: microseconds for Monarch chains of bfloat16, with
+the best configuration in which the kernel arranges the weights of d > 1, and the best
+one in which XLA orders them: one CTA's, or a cluster's where that is a fifth faster.
+
+    batch             512          4096         25088
+                   arr.  ord.   arr.  ord.   arr.  ord.
+    512, first      2.6   4.7    3.8   6.1   14.2  16.9
+    512, last       3.6   6.4    4.1   6.4   15.1  17.8
+    1024, first     3.3   4.9    7.3   6.9   32.5  32.2
+    1024, last      4.9   5.7    7.6   9.9   34.3  33.1
+    2048, first     3.9   5.5   11.5  13.0   61.8  72.4
+    2048, last      4.9   6.5   14.0  16.5   81.6  90.7
+    4096, first     7.2   7.4   24.3  25.9  131.4 145.1
+    4096, last      9.1  10.0   34.7  30.4  192.2 180.1
+
+So a copy pays only where weights that stay would take the room that a larger tile
+needs: in large batches at n = 1024, of 64 vectors instead of 32, by 1 to 4 %; and
+features last at 4096, where they fit into CTAs of clusters of 8, but not of 4, whose
+runs of y are whole sectors. The 6.9 are a cluster's, not a fifth faster than one CTA's
+7.3.
 """
 
 from collections.abc import Sequence
@@ -118,7 +151,7 @@ from pallas_kernels import (
     compat,
     slabs,
 )
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels.blocks import bias_blocks, loadable, weight_blocks
 from pallas_kernels.chain_config import (
     Config,
     check,
@@ -188,14 +221,10 @@ def chain(
         )
     plan = plan_for(shapes, types, config, axis)
     check(plan, config)
-    blocks = [
-        weight_blocks(factor, embedded, types.pieces)
-        for factor, embedded in zip(factors, plan.whole, strict=True)
-    ]
     return _launch(
         compat.gpu_only(x),
-        blocks,
-        None if bias is None else bias_blocks(bias, plan.whole[0]),
+        [_weights(factor, plan, index) for index, factor in enumerate(factors)],
+        None if bias is None else _bias(bias, plan),
         activation,
         plan,
         config,
@@ -204,9 +233,33 @@ def chain(
     )
 
 
+def _weights(factor: jax.Array, plan: Plan, index: int) -> jax.Array:
+    """Weights as the kernel gets them; only *ordered* ones are moved.
+
+    Returns:
+      (a·d, pieces, b, c), or for weights that are arranged (a, b, c, d).
+    """
+    match plan.arrival(index):
+        case "arranged":
+            return factor
+        case "fetched":
+            a, b, c, _ = factor.shape
+            return factor.reshape(a, 1, b, c)
+        case "ordered":
+            return weight_blocks(factor, plan.whole[index], plan.types.pieces)
+
+
+def _bias(bias: jax.Array, plan: Plan) -> jax.Array:
+    """The bias as the kernel gets it, (a·d, b); moved only if d > 1."""
+    last = plan.whole[0]
+    if last.d > 1:
+        return bias_blocks(bias, last)
+    return loadable(bias).reshape(last.a, last.b)
+
+
 def _launch(
     x: jax.Array,
-    blocks: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
     bias: jax.Array | None,
     activation: Activation | None,
     plan: Plan,
@@ -214,7 +267,7 @@ def _launch(
     axis: Literal[0, -1],
     batch: int,
 ) -> jax.Array:
-    """Calls the kernel on weights (a·d, pieces, b, c) and a bias (a·d, b)."""
+    """Calls the kernel on weights and a bias as `_weights` and `_bias` return them."""
     types, rows = plan.types, config.rows
     last, first = plan.whole[0], plan.whole[-1]
     n_out = last.a * last.b * last.d
@@ -260,12 +313,13 @@ def _launch(
                 refs["weights"] = slabs.slab(shape, types.operand)
                 copies *= pl.cdiv(step.units, config.warpgroups)
                 barriers = config.warpgroups
-            refs["weights_loaded"] = plgpu.Barrier(
-                num_arrivals=copies, num_barriers=barriers
-            )
+            if plan.arrival(step.factor) != "arranged":
+                refs["weights_loaded"] = plgpu.Barrier(
+                    num_arrivals=copies, num_barriers=barriers
+                )
         return refs
 
-    def weights_ring() -> list[Any]:
+    def ring() -> list[Any]:
         if not plan.slab_weights:
             return []
         shape = (lanes, plan.slab_weights // plan.depth, plan.depth)
@@ -290,7 +344,7 @@ def _launch(
         return plgpu.RefUnion(*refs) if len(refs) > 1 else refs[0]
 
     def body(x_ref: Any, *refs: Any) -> None:
-        *inputs, y_ref, groups, weights, steps, phase, exchanged = refs
+        *inputs, y_ref, groups, slab_weights, steps, phase, exchanged = refs
         buffers = dict(
             pair
             for group, refs in zip(plan.groups, groups, strict=True)
@@ -307,9 +361,9 @@ def _launch(
             activation,
             num_tiles,
             clusters,
-            inputs[: len(blocks)],
-            inputs[len(blocks)] if bias is not None else None,
-            weights[0] if weights else None,
+            inputs[: len(weights)],
+            inputs[len(weights)] if bias is not None else None,
+            slab_weights[0] if slab_weights else None,
             steps,
             phase,
             written,
@@ -322,7 +376,7 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(y_shape, types.y),
         scratch_types=[
             [memory(group) for group in plan.groups],
-            weights_ring(),
+            ring(),
             [scratch(step) for step in plan.steps],
             plgpu.Barrier(num_arrivals=config.warpgroups),
             barriers(),
@@ -336,6 +390,6 @@ def _launch(
         thread_name="wg",
         cluster=(plan.cluster,) if plan.cluster > 1 else (),
         cluster_names=(chain_plan.SHARE,) if plan.cluster > 1 else (),
-    )(x, *blocks, *([] if bias is None else [bias]))
-    y = compat.varying_as(y, x, *blocks)
+    )(x, *weights, *([] if bias is None else [bias]))
+    y = compat.varying_as(y, x, *weights)
     return y if axis == -1 else y.reshape(n_out, batch)

@@ -39,8 +39,10 @@ class Config:
       ctas: CTAs to launch at most; each, or each cluster, takes tiles until there are
         none left.
       cluster: CTAs that share the features of a tile out.
-      resident: factors whose weights stay in shared memory for the whole launch, the
-        smallest first; those of the others are fetched for each tile.
+      resident: factors whose weights stay in shared memory for the whole launch: first
+        those that the kernel then brings into order itself, instead of XLA, the
+        smallest first; then the smallest. Those of the others are fetched for each
+        tile.
     """
 
     rows: int = 32

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import chain_plan, cluster, compat, pieces
+from pallas_kernels import arranging, chain_plan, cluster, compat, pieces
 from pallas_kernels.chain_plan import Step
 from pallas_kernels.chain_views import Views
 from pallas_kernels.epilogue import Activation, activate
@@ -26,7 +26,8 @@ class Kernel(Views):
       activation: applied to the last factor's sums.
       num_tiles: of the batch.
       clusters: that were launched, or CTAs without clusters.
-      blocks: weights (a·d, pieces, b, c) of each factor, in HBM.
+      blocks: weights (a·d, pieces, b, c) of each factor, in HBM; (a, b, c, d) where
+        this kernel arranges them.
       bias: (a·d, b) of the last factor, in HBM, or None.
       weights: the ring of slabs that they are fetched into, None if all are resident.
       scratch: slabs and barriers of each step.
@@ -50,8 +51,13 @@ class Kernel(Views):
     def run(self) -> None:
         """Takes tiles until none are left; the CTAs of a cluster take the same ones."""
         steps = self.plan.steps
+        arranged = [
+            (index, step)
+            for index, step in enumerate(steps)
+            if step.resident and self.plan.arrival(step.factor) == "arranged"
+        ]
         for index, step in enumerate(steps):
-            if step.resident:
+            if step.resident and (index, step) not in arranged:
                 self.fetch_resident(index, step)
         for ahead in range(self.config.stages):
             for index, step in enumerate(steps):
@@ -59,6 +65,11 @@ class Kernel(Views):
                     self.fetch_x(index, step, jnp.int32(ahead))
             if self.num_products:
                 self.fetch_weights(jnp.int32(ahead), [ahead % self.num_products])
+        for index, step in arranged:  # While the copies are under way.
+            self.arrange(index, step)
+        if arranged:  # Others use the blocks than those who wrote them.
+            plgpu.commit_smem()
+            self.meet()
 
         def take_tile(turn: jax.Array, carry: None) -> None:
             for index, step in enumerate(steps):
@@ -203,8 +214,42 @@ class Kernel(Views):
 
         jax.lax.fori_loop(0, self.turns(step), fetch, None)
 
+    def arrange(self, index: int, step: Step) -> None:
+        """Brings this CTA's share of a step's weights from w into shared memory."""
+        plan, warpgroups = self.plan, self.config.warpgroups
+        w, weights = self.blocks[step.factor], self.scratch[index]["weights"]
+        neighbours, units = plan.neighbours(step), plan.units(step, warpgroups)
+        groups, parts = step.units // neighbours, step.num_rows // units.rows
+        depth = plan.depth
+
+        def take(unit: jax.Array) -> None:
+            # Neighbours in memory at the same time, by different warpgroups.
+            unit, group = jax.lax.div(unit, groups), jax.lax.rem(unit, groups)
+            panel, part = jax.lax.div(unit, parts), jax.lax.rem(unit, parts)
+            block, row = group * neighbours, part * units.rows
+            i, k = self.split(step, self.whole_block(step, block))
+
+            def source(n: int) -> Any:
+                return w.at[
+                    i,
+                    pl.ds(step.first_row + row, units.rows),
+                    pl.ds(panel * depth, depth),
+                    pl.ds(k + n, units.vector),
+                ]
+
+            def store(n: int, plane: jax.Array) -> None:
+                count = plan.types.pieces
+                found = pieces.split(plane, count) if count > 1 else (plane,)
+                for piece, value in enumerate(found):
+                    rows = self.rows_of_weights(step, panel, piece, row, units.rows)
+                    weights.at[block + n].at[rows][...] = value
+
+            arranging.move(units, neighbours, source, store)
+
+        arranging.deal(groups * units.count, warpgroups, take)
+
     def rows_of_weights(
-        self, step: Step, panel: int, piece: int, first: int = 0, size: int = 0
+        self, step: Step, panel: Any, piece: int, first: Any = 0, size: int = 0
     ) -> Any:
         """Where in a slab the rows of a panel of weights are, from the first on."""
         before = (panel * self.plan.types.pieces + piece) * step.num_rows
@@ -288,7 +333,7 @@ class Kernel(Views):
             for local in range(per_tile)
             if first is not None
         ]
-        if step.resident:
+        if step.resident and self.plan.arrival(step.factor) != "arranged":
             loaded = self.scratch[index]["weights_loaded"]
             mine = loaded.at[jax.lax.axis_index("wg")]
             pl.when(turn == 0)(lambda: plgpu.barrier_wait(mine))
@@ -448,6 +493,7 @@ class Kernel(Views):
             layout=layout.reduce(0),
             optimized=False,
         )
+        bias = bias.astype(jnp.float32)
         return plgpu.layout_cast(jax.lax.broadcast_in_dim(bias, shape, (1,)), layout)
 
     def write(self, buffer: int | None, parts: Sequence[Any], tile: jax.Array) -> None:

@@ -22,7 +22,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from pallas_kernels import tiles
+from pallas_kernels import arrangement, chips, tiles
+from pallas_kernels.arrangement import Segment
 from pallas_kernels.cluster import Shares
 from pallas_kernels.tiles import Factor, Mma
 
@@ -31,6 +32,7 @@ OPERAND_BYTES = 2  # mma.sync takes 16-bit numbers, or pieces of 16 bits.
 SHARE = "share"  # The axis of a cluster: which share of the features a CTA holds.
 
 _NARROW = 8  # Features of an 8 × 8 matrix, the least that is moved of a run.
+_ROWS = 8  # Rows of weights after which a swizzle begins anew.
 
 # How the CTAs of a cluster share out features; see `pallas_kernels.cluster`.
 Held = Literal["outer", "inner"]
@@ -243,8 +245,55 @@ class Plan:
         """The step that exchanges features."""
         return next((step for step in self.steps if step.kind == "exchange"), None)
 
+    def arrival(self, index: int) -> arrangement.Arrival:
+        """How the weights of the factor of that index arrive."""
+        by_cta = any(step.resident and step.factor == index for step in self.steps)
+        return self._arrival(index, by_cta=by_cta)
+
+    def _arrival(self, index: int, *, by_cta: bool) -> arrangement.Arrival:
+        """The same, if CTAs can arrange them or not."""
+        factor = self.whole[index]
+        return arrangement.arrival(
+            factor,
+            as_given=factor.d == 1 and self.types.pieces == 1,
+            by_cta=by_cta,
+        )
+
+    def neighbours(self, step: Step) -> int:
+        """Blocks of a CTA's, neighbours along d, whose weights are arranged together.
+
+        As many as a sector has weights of, or fewer where a CTA's blocks do not begin
+        and end with whole sectors.
+        """
+        run = self.factors[step.factor].d
+        if self.cluster > 1 and self.held[step.factor] == "inner":
+            run = self.share
+        return math.gcd(run, chips.SECTOR // self.types.x_bytes)
+
+    def units(self, step: Step, warpgroups: int) -> arrangement.Units:
+        """In what units the weights of so many neighbours are arranged.
+
+        The largest that leave work for all warpgroups, if there are such.
+        """
+        neighbours, columns = self.neighbours(step), self.factors[step.factor].c
+        vector = arrangement.vector_of(neighbours, self.types.x_bytes)
+        panels = Segment(0, columns // self.depth, self.depth)
+        found = [
+            arrangement.units_of(
+                Segment(0, step.num_rows // rows, rows), panels, vector
+            )
+            for rows in tiles.divisors(step.num_rows)
+            if rows % _ROWS == 0
+        ]
+        groups = step.units // neighbours
+        enough = [units for units in found if units.count * groups >= warpgroups]
+        return enough[-1] if enough else found[0]
+
     def keeping(self, resident: int) -> "Plan":
-        """The plan with the weights of so many factors resident, the smallest first.
+        """The plan with the weights of so many factors resident.
+
+        Those come first that XLA need not put in order then, and of these, and of the
+        others, the smallest.
 
         Raises:
           NotImplementedError: if there are not so many factors.
@@ -254,8 +303,12 @@ class Plan:
                 f"chain: there are {len(self.factors)} factors, of which {resident} "
                 "cannot be resident"
             )
-        sizes = [factor.num_weights for factor in self.factors]
-        kept = sorted(range(len(sizes)), key=sizes.__getitem__)[:resident]
+
+        def rank(index: int) -> tuple[bool, int]:
+            way = self._arrival(index, by_cta=True)
+            return way != "arranged", self.factors[index].num_weights
+
+        kept = sorted(range(len(self.factors)), key=rank)[:resident]
         steps = [
             dataclasses.replace(
                 step, resident=step.kind == "multiply" and step.factor in kept

@@ -52,7 +52,7 @@ def plan(
       shares: how many steps the last factor takes, each for as many of its blocks'
         rows, if y is stored from a buffer: then that can be smaller.
       cluster: CTAs that share the features of a tile out.
-      resident: factors whose weights stay in shared memory, the smallest first.
+      resident: factors whose weights stay in shared memory; see `Plan.keeping`.
 
     Raises:
       NotImplementedError: if the chain does not fit the kernel; the message says why.

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+SECTOR = 32  # Bytes that the L2 cache deals in.
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chip:
@@ -56,6 +58,14 @@ class Chip:
         if size == 1:
             return self.multiprocessors
         return self.multiprocessors // self.group * (self.group // size)
+
+    def reordering_seconds(self, num_bytes: float) -> float:
+        """How long it takes XLA to put a factor's weights in order, in a launch.
+
+        Args:
+          num_bytes: read and written.
+        """
+        return self.launch_seconds + num_bytes / self.hbm
 
     def has_room_for_two(self, smem_bytes: int, registers: int) -> bool:
         """Whether two CTAs share a multiprocessor: one computes as the other waits.

@@ -113,7 +113,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat, factor_weights, pieces, tiles, tuned
+from pallas_kernels import (
+    arguments,
+    arranging,
+    compat,
+    factor_weights,
+    pieces,
+    tiles,
+    tuned,
+)
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import OUTPUTS, WGMMA_ROWS, Config, Tiling, tiling
@@ -630,17 +638,7 @@ class _Kernel:
 
     def deal(self, units: int, take: Callable[[jax.Array], None]) -> None:
         """Deals units out to the warpgroups."""
-        warpgroups = self.plan.config.warpgroups
-
-        def step(turn: jax.Array, carry: None) -> None:
-            unit = turn * warpgroups + jax.lax.axis_index("wg")
-            if units % warpgroups:
-                pl.when(unit < units)(lambda: take(unit))
-            else:
-                take(unit)
-            return carry
-
-        jax.lax.fori_loop(0, pl.cdiv(units, warpgroups), step, None)
+        arranging.deal(units, self.plan.config.warpgroups, take)
 
     def multiply(
         self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]

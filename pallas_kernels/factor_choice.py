@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pallas_kernels import arrangement, tiles
-from pallas_kernels.chips import H200
+from pallas_kernels.chips import H200, SECTOR
 from pallas_kernels.factor_tiles import (
     LANES,
     WGMMA_ROWS,
@@ -114,7 +114,7 @@ def _sectors(plan: Tiling) -> float:
     if not plan.zips or plan.has_whole_runs:
         return 1.0
     run = plan.config.blocks * plan.item_in
-    return -(-run // _SECTOR) * _SECTOR / run
+    return -(-run // SECTOR) * SECTOR / run
 
 
 def _zip_conflicts(plan: Tiling) -> float:
@@ -148,8 +148,7 @@ def _visit_bytes(plan: Tiling) -> int:
     """Bytes of L2 that are read for the resident weights of a group of blocks."""
     factor, item = plan.factor, plan.item_in
     if plan.arrival == "arranged":
-        # Of the neighbours along d, whole sectors are read.
-        nearby = min(item * factor.d, max(_SECTOR, item * plan.kept))
+        nearby = arrangement.run_bytes(plan.kept, factor.d, item)
         return factor.b * factor.c * nearby
     return round(plan.weight_stages * plan.weight_bytes * _sectors(plan))
 
@@ -162,10 +161,10 @@ def preparation(plan: Tiling) -> float:
     if plan.arrival == "ordered":
         given = factor.num_weights // (factor.merged_a * factor.merged_d)
         moved = plan.item_in * (given + factor.num_weights)
-        return H200.launch_seconds + moved / H200.hbm
+        return H200.reordering_seconds(moved)
     # A CTA that waits for its weights does nothing else.
-    at_once = 128 * plan.config.warpgroups * arrangement.HELD
-    rounds = -(-factor.b * factor.c * plan.kept // at_once)
+    weights = factor.b * factor.c * plan.kept
+    rounds = arrangement.rounds(weights, plan.config.warpgroups)
     visits = _visits(plan)
     return (
         visits * _visit_bytes(plan) / H200.l2
@@ -176,7 +175,6 @@ def preparation(plan: Tiling) -> float:
 _M_WARPS: tuple[Literal[1, 2, 4], ...] = (1, 2, 4)
 _COPY = 1.05  # What a copy of w has to gain, as it takes memory and a launch.
 _NARROW = ((16, 2.0), (32, 1.4), (64, 1.15))  # Bytes of a row, and times its time.
-_SECTOR = 32  # Bytes that L2 gives at least.
 _REGISTERS = {1: 232, 2: 232, 3: 152, 4: 116}  # Per thread, for operands and sums.
 _IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
 _MAX_STAGES = 6

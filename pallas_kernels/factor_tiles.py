@@ -23,13 +23,9 @@ shared memory: eight rows or so of 64 bytes lie in different banks. A feature-fi
 keeps its blocks apart, so that an item may have one; if it has several, their weights
 are taken zipped, and need no order.
 
-Weights arrive in one of three ways, see `factor_weights`:
-
-*fetched*   of d = 1, or zipped: TMA copies w as it is.
-*arranged*  resident weights of one feature-first block: threads read them from w,
-            neighbours along d with one load, and write them where they belong. That is
-            done when a CTA comes to a block, once for all its vectors.
-*ordered*   all others: XLA writes them in order before the launch, and TMA copies them.
+Weights arrive in one of the three ways of `pallas_kernels.arrangement`: those that lie
+zipped are fetched as those of d = 1 are; resident ones of one feature-first block are
+arranged when a CTA comes to a block, once for all its vectors; all others are ordered.
 """
 
 import dataclasses
@@ -42,7 +38,6 @@ from pallas_kernels.slabs import panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
-Arrival = Literal["fetched", "arranged", "ordered"]
 
 _MAX_WARPGROUPS = 4
 _MAX_CLUSTER = 8  # More than that is not portable.
@@ -335,16 +330,15 @@ class Tiling:
         return (config.blocks * config.rows // width, config.depth, width)
 
     @property
-    def arrival(self) -> Arrival:
+    def arrival(self) -> arrangement.Arrival:
         """How weights come to lie in shared memory as the product reads them."""
-        factor = self.factor
-        merged = factor.merged_a * factor.merged_d > 1
-        if self.zips:
-            return "ordered" if merged else "fetched"
-        if factor.d == 1 and not merged and not factor.c * self.item_in % 16:
-            return "fetched"
-        by_cta = self.config.resident and not (self.config.ordered or merged)
-        return "arranged" if by_cta and self.units is not None else "ordered"
+        by_cta = self.config.resident and not self.config.ordered
+        return arrangement.arrival(
+            self.factor,
+            as_given=self.zips
+            or (self.factor.d == 1 and not self.factor.c * self.item_in % 16),
+            by_cta=by_cta and self.units is not None,
+        )
 
     @property
     def units(self) -> tuple[arrangement.Units, ...] | None:

@@ -61,9 +61,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import arguments, compat
+from pallas_kernels import arranging, compat
 from pallas_kernels.arrangement import Units
-from pallas_kernels.blocks import bias_blocks, weight_blocks
+from pallas_kernels.blocks import bias_blocks, loadable, weight_blocks
 from pallas_kernels.factor_tiles import OUTPUTS, Tiling
 
 # Deals units of work out to the warpgroups.
@@ -116,9 +116,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     more = plan.padded_features - b
     if plan.config.wgmma:
         return jnp.pad(bias_blocks(bias, plan.factor), ((0, 0), (0, more)))
-    if bias.dtype.name not in arguments.DTYPES:
-        bias = bias.astype(jnp.float32)
-    view = bias.reshape(a, b, d)
+    view = loadable(bias).reshape(a, b, d)
     if b % plan.output_unit:
         view = jnp.pad(view, ((0, 0), (0, more), (0, 0)))
     if plan.zips_features:
@@ -286,7 +284,6 @@ def _arrange(
     w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal, units: Units
 ) -> None:
     config, width = plan.config, plan.weight_width
-    layout = _layout(units)
     panels_of = config.depth // width
     i, k = _divmod(jax.lax.div(block, plan.kept) * plan.kept, plan.factor.d)
 
@@ -299,30 +296,21 @@ def _arrange(
         at, start = tile * plan.chunks + chunk, start * units.rows
         rows = pl.ds(share * plan.features + start, units.rows)
         columns = pl.ds(0, units.panels.length)
-        for first in range(0, plan.kept, units.vector):
-            source = w.at[
+
+        def source(first: int) -> Any:
+            return w.at[
                 i,
                 pl.ds(part * plan.features + start, units.rows),
                 pl.ds(panel * width, units.panels.length),
                 pl.ds(k + first, units.vector),
             ]
-            value = plgpu.load(source, layout=layout, optimized=False)
-            for n, plane in enumerate(compat.unstack_vector(value)):
-                slabs.at[at, p, first + n, rows, columns][...] = plane
+
+        def store(n: int, plane: jax.Array) -> None:
+            slabs.at[at, p, n, rows, columns][...] = plane
+
+        arranging.move(units, plan.kept, source, store)
 
     deal(units.count, take_unit)
-
-
-def _layout(units: Units) -> Any:
-    """How a unit, (rows, columns, vector), lies in a warpgroup's registers."""
-    (warps_down, warps_across), lanes = units.warps, units.lanes
-    block = (warps_down * lanes[0], warps_across * lanes[1])
-    return compat.tiled_layout(
-        [(*block, units.vector), (*lanes, units.vector)],
-        warp_dims=(-6, -5, compat.replicated(4 // (warps_down * warps_across))),
-        lane_dims=(-3, -2, compat.replicated(32 // (lanes[0] * lanes[1]))),
-        vector_dim=-1,
-    )
 
 
 def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:

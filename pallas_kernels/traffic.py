@@ -8,29 +8,35 @@ rates. Nothing here is measured.
 import dataclasses
 import math
 
-from pallas_kernels import pieces
+from pallas_kernels import arrangement, pieces
 from pallas_kernels.chain_plan import OPERAND_BYTES, Plan
-from pallas_kernels.chips import H200, Chip
+from pallas_kernels.chips import H200, SECTOR, Chip
 from pallas_kernels.tiles import Mma
-
-_SECTOR = 32  # Bytes that the L2 cache deals in.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Traffic:
     """Bytes for each vector of the batch, in a full tile, over all CTAs of a cluster.
 
+    Beside these what is done once, before the first tile.
+
     Attributes:
       hbm: x, read once, and y, written once.
       l2: these, and the weights that every tile fetches anew.
       shared: all that is written to shared memory or read from it.
       peers: of these, read from another CTA's.
+      ordered: moved by XLA, for each factor whose weights it puts in order.
+      kept: read from L2 by each CTA, for weights that stay in shared memory.
+      arranged: weights, not bytes, that each CTA brings into order itself.
     """
 
     hbm: float
     l2: float
     shared: float
     peers: float = 0.0
+    ordered: tuple[int, ...] = ()
+    kept: int = 0
+    arranged: int = 0
 
 
 def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
@@ -85,16 +91,48 @@ def count(plan: Plan, *, rows: int, mma: Mma) -> Traffic:
         ):
             num_bytes: float = step.units * features * size
             if step.run and plan.cluster > 1:  # Runs are spread over whole sectors.
-                num_bytes *= math.ceil(step.run * size / _SECTOR)
-                num_bytes *= _SECTOR / (step.run * size)
+                num_bytes *= math.ceil(step.run * size / SECTOR)
+                num_bytes *= SECTOR / (step.run * size)
             l2 += num_bytes
     size = plan.cluster
+    kept, arranged = _kept(plan)
     return Traffic(
         hbm=hbm,
         l2=size * (l2 + fetched / rows),
         shared=hbm + size * shared,
         peers=size * peers,
+        ordered=tuple(
+            _ordered(plan, index)
+            for index in range(len(plan.factors))
+            if plan.arrival(index) == "ordered"
+        ),
+        kept=kept,
+        arranged=arranged,
     )
+
+
+def _ordered(plan: Plan, index: int) -> int:
+    """Bytes that XLA moves to put the weights of the factor of that index in order."""
+    types, factor = plan.types, plan.whole[index]
+    given = factor.num_weights // (factor.merged_a * factor.merged_d)
+    made = OPERAND_BYTES * types.pieces * factor.num_weights
+    return types.x_bytes * given + made
+
+
+def _kept(plan: Plan) -> tuple[int, int]:
+    """Of resident weights, bytes that a CTA reads, and how many it arranges."""
+    types, num_bytes, arranged = plan.types, 0, 0
+    for step in plan.steps:
+        if not step.resident:
+            continue
+        if plan.arrival(step.factor) != "arranged":
+            num_bytes += OPERAND_BYTES * step.units * step.weights
+            continue
+        weights, run = step.units * step.weights // types.pieces, plan.neighbours(step)
+        d = plan.whole[step.factor].d
+        num_bytes += weights // run * arrangement.run_bytes(run, d, types.x_bytes)
+        arranged += weights
+    return num_bytes, arranged
 
 
 _OTHER_REGISTERS = 32  # For addresses and counters.
@@ -111,6 +149,9 @@ def registers(plan: Plan, *, rows: int, mma: Mma, warpgroups: int) -> int:
             x = rows * columns * (4 // mma.m_warps) // 2
             weights = step.num_rows * plan.depth * mma.m_warps // 2
             most = max(most, (sums + x + weights) // 128)
+            if step.resident and plan.arrival(step.factor) == "arranged":
+                held = plan.units(step, warpgroups).held
+                most = max(most, held * plan.types.x_bytes // 4)
         elif step.kind == "exchange":
             assert plan.shares is not None
             numbers = math.prod(plan.shares.tile) * rows * step.units // warpgroups
@@ -137,7 +178,7 @@ def seconds(
     The slowest of: HBM, L2, shared memory, what CTAs read of one another's, waiting for
     what is fetched, and the latency of a warpgroup's instructions. To that comes what
     is lost where warpgroups meet, unless another CTA computes meanwhile, and the time
-    in which weights that stay are fetched.
+    in which XLA puts weights in order, and those that stay are fetched or arranged.
 
     Args:
       plan: of the chain.
@@ -181,11 +222,14 @@ def seconds(
         hidden = meetings if plan.cluster > 1 else 0.0
         per_tile = max(rate, late_seconds, turns * chip.unit_seconds + hidden)
     tiles = math.ceil(batch / rows)
-    kept = OPERAND_BYTES * sum(
-        step.units * step.weights for step in plan.steps if step.resident
+    kept = moved.kept * min(at_once, tiles) * plan.cluster
+    waits = arrangement.rounds(moved.arranged, warpgroups)
+    return (
+        sum(map(chip.reordering_seconds, moved.ordered))
+        + kept / chip.l2
+        + waits * chip.load_seconds
+        + math.ceil(tiles / at_once) * per_tile
     )
-    kept *= min(at_once, tiles) * plan.cluster
-    return math.ceil(tiles / at_once) * per_tile + kept / chip.l2
 
 
 def least_seconds(plan: Plan, moved: Traffic, *, chip: Chip = H200) -> float:

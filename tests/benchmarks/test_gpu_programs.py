@@ -109,7 +109,12 @@ CASE = gpu_programs.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
         ("pallas", "forward", {"facts": make_facts(2)}, []),
         ("pallas", "forward", {"facts": make_facts(3)}, ["3 kernel launches"]),
         ("pallas", "forward", {"facts": beside(make_facts(2))}, ["beside the kernels"]),
-        ("pallas_chain", "forward", {"facts": beside(make_facts(1))}, []),
+        (
+            "pallas_chain",
+            "forward",
+            {"facts": beside(make_facts(1))},
+            ["beside the kernels"],
+        ),
         ("pallas", "forward", {"unsupported": "too wide"}, ["it refuses: too wide"]),
         ("pallas_chain", "forward", {"facts": make_facts(1)}, []),
         ("pallas_chain", "forward", {"facts": make_facts(2)}, ["2 kernel launches"]),
@@ -130,9 +135,10 @@ def test_judge(implementation, direction, outcome, problems):
 
 
 def test_weights_may_be_put_in_order_where_a_case_says_so():
-    case = dataclasses.replace(CASE, reordered=True)
-    outcome = {"facts": beside(make_facts(2)), "unsupported": None, "error": None}
-    assert gpu_programs.judge(case, "forward", "pallas", **outcome) == ()
+    case = dataclasses.replace(CASE, reordered=("pallas_chain",))
+    outcome = {"facts": beside(make_facts(1)), "unsupported": None, "error": None}
+    assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
+    assert gpu_programs.judge(case, "forward", "pallas", **outcome) != ()
 
 
 @pytest.mark.parametrize(("launches", "num_problems"), [(2, 0), (3, 1)])

@@ -69,6 +69,31 @@ def test_clusters():
     assert found.shared == whole.shared - weights + 2 * 2 * n
 
 
+def test_weights_are_put_in_order_before_the_launch_or_in_it():
+    weights = 16 * 16 * 16
+
+    def count(resident, **kwargs):
+        plan = make_plan(**kwargs).keeping(resident)
+        return traffic.count(plan, rows=32, mma=MMA)
+
+    # XLA reads and writes those of d = 16; or each CTA reads them, and arranges them.
+    streamed = count(0)
+    assert streamed.ordered == (2 * 2 * weights,)
+    assert streamed.kept == streamed.arranged == 0
+    one, both = count(1), count(2)
+    assert one.ordered == both.ordered == ()
+    assert one.arranged == both.arranged == weights
+    assert (one.kept, both.kept) == (2 * weights, 2 * 2 * weights)
+    # Of neighbours that do not fill a sector, it is read for these alone.
+    few = count(1, shapes=[(1, 16, 16, 6)], batch_first=False)
+    assert (few.arranged, few.kept) == (6 * 256, (6 // 2) * 256 * 12)
+    # Read as 4 bytes; written by XLA as 2 + 2.
+    pieces = {"x": "float32", "num_pieces": 2}
+    assert count(0, **pieces).ordered == (8 * weights,) * 2
+    assert count(1, **pieces).ordered == (8 * weights,)
+    assert count(2, **pieces).kept == 2 * 4 * weights
+
+
 def test_short_runs_take_whole_sectors():
     shapes = [(1, 32, 32, 32), (32, 32, 32, 1)]
     types = chain_plan.Types("bfloat16", "bfloat16")
@@ -112,6 +137,14 @@ def test_what_makes_it_slower():
     assert seconds(warpgroups=16) == math.inf  # There are 65,536 registers.
     # One vector takes as long as a tile, one tile more as long as a round.
     assert seconds(batch=1) == seconds(batch=32 * 264) < seconds(batch=32 * 264 + 1)
+
+
+def test_a_launch_before_counts():
+    def of(resident, batch):
+        config = Config(resident=resident)
+        return predicted_seconds(MONARCH, "bfloat16", batch, config=config)
+
+    assert of(0, 1) > of(1, 1)
 
 
 def test_the_default_configuration_is_no_slower_than_others():
