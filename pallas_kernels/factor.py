@@ -85,9 +85,9 @@ timed, and the rate of L2 is a guess.
     d = 4, feature-last   L2     0.95   1.05   1.24   1.30   1.41   2.20   3.83
                           SMEM   0.66   0.87   0.98   1.80   2.05   3.65   6.87
                           mma    0.22   0.44   0.59   1.00   1.33   2.46   4.74
-    d = 16, feature-last  L2     1.29   1.56   1.66   2.39   2.79   5.08   9.77
-                          SMEM   0.66   1.23   1.43   2.22   2.60   4.94   9.73
-                          mma    0.22   0.46   0.62   0.89   1.18   2.32   4.64
+    d = 16, feature-last  L2     1.29   1.56   1.99   2.39   3.52   6.65  12.25
+                          SMEM   0.66   1.23   1.83   2.22   3.44   6.74  11.29
+                          mma    0.22   0.46   0.59   0.89   1.16   2.32   4.80
 
 So up to blocks of 256 HBM binds, and beyond 512 the tensor cores. With mma.sync alone
 the same model has SMEM or L2 at 1.44 to 1.58 for 256, 2.8 for 512 and 5.1 to 5.8 for
@@ -97,8 +97,8 @@ and weights for each 192 vectors.
 
 Where blocks lie zipped, sums of several of them share the registers, tiles get small,
 and operands are read so often, from shared memory for d = 4 and from L2 for larger d,
-that from about 256 × 256 on two transposes in HBM, three times the floor in all, should
-cost less.
+that from about 256 × 256 on, or 128 × 128 for d of 8 and more, two transposes in HBM,
+three times the floor in all, should cost less.
 """
 
 import dataclasses
