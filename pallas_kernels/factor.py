@@ -31,11 +31,11 @@ or three warpgroups. Products of a chunk run on while the next one is waited for
 stage is free once those of the chunk after it are queued up. Sums leave by way of a
 slab for 64 outputs, in turns. Weights that are not resident are shared by the two or
 four CTAs of a `cluster`, at neighbouring tiles of the batch: each fetches a part of a
-chunk and sends it to all. Likewise x, by the CTAs at neighbouring tiles of outputs. So
-a stage is fetched anew only when all warpgroups of the
-cluster have told all of its CTAs that they are done with it, by a barrier that takes as
-many arrivals. All CTAs take as many chunks, and wait for whatever is sent to them, data
-or arrivals, so that none leaves before. Zipped blocks may be shared so, too.
+chunk and sends it to all. Likewise x, by those at neighbouring tiles of outputs
+(`cluster_features`). So a stage is fetched anew only when all warpgroups of the cluster
+have told all of its CTAs that they are done with it, by a barrier that takes as many
+arrivals. All CTAs take as many chunks, and wait for whatever is sent to them, data or
+arrivals, so that none leaves before. What lies zipped may be shared so, too.
 
 Nothing of x or y is permuted in HBM. Nor is w as a rule: blocks of d = 1 are (a, b, c)
 already, neighbouring ones are parted in registers, and resident ones of a feature-first
@@ -66,9 +66,10 @@ for each warpgroup and out_stage), and where the turned buffer is used about
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
 panels that slabs consist of, and by padding in the turned buffer; nor where blocks lie
-zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart. Of 32 bytes,
-16 neighbours or 8 of float32, two rows meet in the same banks: twice the time, as for
-ldmatrix's loads and stores of float32. Zipped sums of 8 or 16 neighbours out of more
+zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart. Of 32 bytes
+two rows meet in the same banks, unless a swizzle of whole rows parts them: 16
+neighbours out of more, 8 of float32, or 8 of a feature-first x out of more. That takes
+twice the time, as ldmatrix's loads and stores of float32 do. Zipped sums of 8 or 16 neighbours out of more
 are stored two rows to a bank.
 
 What binds, as time over the time of HBM, for a = 1, b = c in 16 bits and batch 25,088,
@@ -403,12 +404,12 @@ class _Kernel:
                 self.turn(serial, at)
                 self.meet()
             weights = self.weights(item, chunk, at)
-            multiply = self.multiply
-            if plan.zips:
-                multiply = self.multiply_neighbours
             if plan.zips_features:
-                multiply = self.multiply_zipped
-            sums = multiply(serial, at, weights, sums)
+                sums = self.multiply_zipped(at, weights, sums)
+            elif plan.zips:
+                sums = self.multiply_neighbours(serial, at, weights, sums)
+            else:
+                sums = self.multiply(serial, at, weights, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
             self.fetch(serial + config.stages - self.lag)
@@ -464,10 +465,8 @@ class _Kernel:
 
         @pl.when((serial >= 0) & wanted)
         def _() -> None:
-            if (
-                config.cluster_size > 1
-            ):  # One thread speaks for all: wait for the others.
-                plgpu.commit_smem()
+            if config.cluster_size > 1:
+                plgpu.commit_smem()  # One thread speaks for all: wait for the others.
             plgpu.barrier_arrive(self.free.at[jax.lax.rem(serial, config.stages)])
 
     def meet(self) -> None:
@@ -708,14 +707,13 @@ class _Kernel:
         return found
 
     def multiply_zipped(
-        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
+        self, at: jax.Array, weights: Any, sums: list[jax.Array]
     ) -> list[jax.Array]:
         """The same for neighbouring blocks of a feature-last x.
 
         x of all blocks is held while weights come and go, a tile of the tensor core at
         a time, as one load has the entries of all blocks.
         """
-        del serial
         plan = self.plan
         feature, row = self.parts()
         tile = plan.output_unit

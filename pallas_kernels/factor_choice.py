@@ -124,7 +124,7 @@ def _zip_conflicts(plan: Tiling) -> float:
     """
     pitch = plan.inputs_per_lane * plan.config.blocks * plan.item_in
     size = math.gcd(pitch, 16)
-    swizzled = LANES * pitch == SWIZZLES[0]
+    swizzled = plan.has_whole_runs and LANES * pitch == SWIZZLES[0]
     at_once = min(32, 128 // size)  # Lanes that are served together.
     clocks = 0
     for first, entry in itertools.product(range(0, 32, at_once), range(0, pitch, size)):
