@@ -69,8 +69,8 @@ panels that slabs consist of, and by padding in the turned buffer; nor where blo
 zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart. Of 32 bytes
 two rows meet in the same banks, unless a swizzle of whole rows parts them: 16
 neighbours out of more, 8 of float32, or 8 of a feature-first x out of more. That takes
-twice the time, as ldmatrix's loads and stores of float32 do. Zipped sums of 8 or 16 neighbours out of more
-are stored two rows to a bank.
+twice the time, as ldmatrix's loads and stores of float32 do. Zipped sums of 8 or 16
+neighbours out of more are stored two rows to a bank.
 
 What binds, as time over the time of HBM, for a = 1, b = c in 16 bits and batch 25,088,
 by `factor_choice.load` at the default configuration. Predictions: nothing has been
