@@ -37,7 +37,7 @@ has been timed; a launch is taken for 3.
                            256        0.2       1.8       5.1       4.3
     (4, 1024, 1024, 16) 25,088     1530     40117   no room      6733
 
-A copy of w has to gain 5 % to be worth its memory. So w is read where it is, but for
+A copy of w has to gain 15 % to be worth its memory. So w is read where it is, but for
 feature-first blocks from about 128 × 128 on, in large batches: there operands of small
 tiles are read from L2 and from shared memory several times as often as by wgmma, on 192
 vectors by 256 outputs of one block. To stream weights of one block as they lie would
