@@ -126,7 +126,7 @@ from pallas_kernels import (
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.factor_choice import best_config
 from pallas_kernels.factor_tiles import OUTPUTS, WGMMA_ROWS, Config, Tiling, tiling
-from pallas_kernels.slabs import SWIZZLES, slab
+from pallas_kernels.slabs import slab
 
 __all__ = ["Config", "default_config", "factor"]
 
@@ -259,8 +259,7 @@ def _launch(
     lanes = config.warpgroups * config.out_stages
 
     def panels(zipped: bool, count: int, shape: tuple[int, ...], dtype: Any) -> Any:
-        # Other rows of what lies zipped are apart without a swizzle.
-        if zipped and shape[-1] * jnp.dtype(dtype).itemsize != SWIZZLES[0]:
+        if zipped and not plan.zip_swizzle:
             return plgpu.SMEM((count, *shape), dtype)
         return slab((count, *shape), dtype, tiled=config.wgmma)
 
@@ -696,15 +695,9 @@ class _Kernel:
                     ]
                     for i, j in pairs:
                         found[one][n] = plgpu.mma(found[one][n], w[block][j], x[i])
-            return [
-                parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-                for parts in found
-            ]
+            return [_joined(parts, axis=0) for parts in found]
 
-        found: list[jax.Array] = jax.lax.fori_loop(
-            0, plan.config.depth // depth, take_inputs, sums
-        )
-        return found
+        return self.over_inputs(take_inputs, sums)
 
     def multiply_zipped(
         self, at: jax.Array, weights: Any, sums: list[jax.Array]
@@ -729,15 +722,21 @@ class _Kernel:
                     found[block][n] = plgpu.mma(
                         found[block][n], x[block][i], w[block][j]
                     )
-            return [
-                parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-                for parts in found
-            ]
+            return [_joined(parts, axis=1) for parts in found]
 
-        # A loop, as operands of several steps at a time would take more registers.
-        found: list[jax.Array] = jax.lax.fori_loop(
-            0, plan.config.depth // tiles.MMA_K, take_inputs, sums
-        )
+        return self.over_inputs(take_inputs, sums)
+
+    def over_inputs(
+        self,
+        take: Callable[[jax.Array, list[jax.Array]], list[jax.Array]],
+        sums: list[jax.Array],
+    ) -> list[jax.Array]:
+        """Adds the products of a chunk to the sums, 16 inputs at a time.
+
+        A loop, as operands of several steps at a time would take more registers.
+        """
+        steps = self.plan.config.depth // tiles.MMA_K
+        found: list[jax.Array] = jax.lax.fori_loop(0, steps, take, sums)
         return found
 
     def unzip(
@@ -909,7 +908,7 @@ class _Kernel:
                 self.always, finish, lambda part: part, sums[:, outputs]
             )
             parts.append(part.astype(self.y.dtype))
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        return _joined(parts, axis=1)
 
     @property
     def always(self) -> jax.Array:
@@ -956,6 +955,10 @@ class _Kernel:
             first = item.feature + feature + p * OUTPUTS
             part = factor_weights.zipped(rows, plan, first, k, OUTPUTS)
             plgpu.copy_smem_to_gmem(slab.at[p], part, commit_group=p == count - 1)
+
+
+def _joined(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
 
 
 def _turning() -> Any:

@@ -15,7 +15,6 @@ from typing import Literal
 from pallas_kernels import arrangement, tiles
 from pallas_kernels.chips import H200, SECTOR
 from pallas_kernels.factor_tiles import (
-    LANES,
     WGMMA_ROWS,
     Config,
     Tiling,
@@ -25,7 +24,6 @@ from pallas_kernels.factor_tiles import (
     neighbours,
     way_of,
 )
-from pallas_kernels.slabs import SWIZZLES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,14 +122,13 @@ def _zip_conflicts(plan: Tiling) -> float:
     """
     pitch = plan.inputs_per_lane * plan.config.blocks * plan.item_in
     size = math.gcd(pitch, 16)
-    swizzled = plan.has_whole_runs and LANES * pitch == SWIZZLES[0]
     at_once = min(32, 128 // size)  # Lanes that are served together.
     clocks = 0
     for first, entry in itertools.product(range(0, 32, at_once), range(0, pitch, size)):
         words = set()
         for lane, byte in itertools.product(range(at_once), range(size)):
             address = (first + lane) * pitch + entry + byte
-            if swizzled:
+            if plan.zip_swizzle:
                 address ^= address // 128 % 8 * 16
             words.add(address // 4)
         clocks += max(collections.Counter(word % 32 for word in words).values())

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pallas_kernels import arrangement, tiles
-from pallas_kernels.slabs import panel
+from pallas_kernels.slabs import SWIZZLES, panel
 from pallas_kernels.tiles import MAX_COPY
 
 Way = Literal["flat", "columns", "turned"]
@@ -43,7 +43,7 @@ _MAX_WARPGROUPS = 4
 _MAX_CLUSTER = 8  # More than that is not portable.
 WGMMA_ROWS = 64  # Of a product; of 16 bits, so many are also as wide as a swizzle.
 OUTPUTS = 8  # Of a tile of mma.sync: those of each block that are zipped together.
-LANES = 4  # That share a row of an operand of mma.sync.
+_LANES = 4  # That share a row of an operand of mma.sync.
 _PAD = 8  # Vectors of padding of a row of the turned buffer.
 
 
@@ -237,7 +237,16 @@ class Tiling:
     @property
     def panel_depth(self) -> int:
         """Inputs of a block in a panel, if blocks lie zipped."""
-        return LANES * self.inputs_per_lane
+        return _LANES * self.inputs_per_lane
+
+    @property
+    def zip_swizzle(self) -> bool:
+        """Whether a panel's rows, of whole runs, are as wide as the widest swizzle.
+
+        Other rows of what lies zipped are apart without one.
+        """
+        row = self.panel_depth * self.config.blocks * self.item_in
+        return self.has_whole_runs and row == SWIZZLES[0]
 
     def zipped(self, features: int) -> tuple[int, ...]:
         """Shape in which so many features of each block lie zipped in a panel."""
@@ -316,8 +325,8 @@ class Tiling:
     def slab_in(self) -> tuple[int, ...]:
         """Shape of a chunk of x in shared memory: panels with a swizzled last axis.
 
-        Zipped ones are not swizzled. Of a feature-first x they are those of one block
-        after the other.
+        Zipped ones are swizzled only if `zip_swizzle`. Of a feature-first x they are
+        those of one block after the other.
         """
         config = self.config
         if self.zips_features:
@@ -418,28 +427,27 @@ class Tiling:
         """Registers per thread that sums and the operands of a chunk take, at most."""
         if self.config.wgmma:
             return self.num_sums
-        width = self.weight_width
         m_warps, n_warps = self.config.m_warps, 4 // self.config.m_warps
-        spare = self._spare_registers
         if self.zips_features:
             # x of all blocks, 16 inputs deep, and twice a tile of weights, as loaded
             # and as operands.
             width = tiles.MMA_K * self.config.blocks
             operands = width * (self.rows // m_warps + 2 * OUTPUTS) // 64
-            return self.num_sums + operands * self.pieces + spare
+            return self.num_sums + operands * self.pieces + self._spare_registers
         if self.zips:  # x of one block, and a tile of all weights.
             operands = tiles.MMA_K * (
                 self.rows // n_warps + 2 * 16 * self.config.blocks
             )
-            return self.num_sums + operands // 64 * self.pieces + spare
+            operands = operands // 64 * self.pieces
+            return self.num_sums + operands + self._spare_registers
         if self.way == "flat":
             m, n = self.rows, self.features
         else:
             m, n = self.features, self.rows
             if self.way == "columns":
                 n = self.slab_in[-1]
-        operands = width * self.pieces * (m // m_warps + n // n_warps) // 64
-        return self.num_sums + operands
+        width = self.weight_width * self.pieces
+        return self.num_sums + width * (m // m_warps + n // n_warps) // 64
 
     @property
     def _spare_registers(self) -> int:
