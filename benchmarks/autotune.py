@@ -42,7 +42,7 @@ from benchmarks.environment import Environment
 from benchmarks.kernel_rows import Contestant
 from benchmarks.kernels import Kernel
 from benchmarks.workloads import Workload
-from pallas_kernels import pieces, tuned
+from pallas_kernels.common import pieces, tuned
 
 _TASK_SECONDS = 600.0
 

@@ -31,7 +31,7 @@ class Case:
       reordered: kernels that have XLA put weights in order before them, or multiply
         small blocks out: with `pallas` those of large blocks, features first, with
         `pallas_chain` those that do not stay in shared memory; see
-        `pallas_kernels.arrangement`.
+        `pallas_kernels.factor.arrangement`.
       has_fused_gradients: whether all gradients of `pallas_chain` should come from one
         more launch.
     """

@@ -24,8 +24,8 @@ from benchmarks.results import Key
 from benchmarks.units import Ratio
 from benchmarks.workloads import Layout, Workload
 from butterjax.numerics import tolerance
-from pallas_kernels import pieces
-from pallas_kernels.epilogue import ACTIVATIONS, Activation, activate
+from pallas_kernels.common import pieces
+from pallas_kernels.common.epilogue import ACTIVATIONS, Activation, activate
 
 # No multiple of any tile. The last is more than all CTAs take at once, so that each
 # goes on to further tiles. TMA wants whole 16 bytes where the batch comes last.

@@ -10,8 +10,9 @@ import jax
 
 import butterjax as bj
 from benchmarks.workloads import Workload
-from butterjax.implementations.launches import plan_launches
-from pallas_kernels import chain, factor, radix, tuned
+from butterjax.gpu.launches import plan_launches
+from pallas_kernels import factor, radix
+from pallas_kernels.common import tuned
 
 _TRIES = 32  # Configurations to look at for each that is wanted: most may not fit.
 
@@ -29,10 +30,10 @@ class Kernel:
       is_launched_on: tells what chains implementations launch it on for a workload:
         they may multiply factors out, or take a few at a time.
       run: applies a chain to x; the arguments are those of
-        `pallas_kernels.chain.chain`.
+        `pallas_kernels.radix.radix`.
       config: its Config.
       default_config: what it takes where no configuration is given; the arguments are
-        those of `pallas_kernels.chain.default_config`.
+        those of `pallas_kernels.radix.default_config`.
       dtypes: that it takes.
       checked: chains that it is checked on, as `benchmarks.cases.parse_chain` reads
         them; the first is small, and all epilogues and batches are checked on it.
@@ -56,13 +57,6 @@ class Kernel:
 
 
 def _launches(
-    kernel: str, workload: Workload, precision: str | None
-) -> tuple[bj.Chain, ...]:
-    """What `pallas_chain` launches it on."""
-    return _launches_of(kernel, workload, workload.chain, precision)
-
-
-def _all_launches(
     kernel: str, workload: Workload, precision: str | None
 ) -> tuple[bj.Chain, ...]:
     """What `pallas` launches it on, factor by factor, and `pallas_chain` does."""
@@ -142,58 +136,9 @@ KERNELS = {
     kernel.name: kernel
     for kernel in (
         Kernel(
-            name="chain",
-            implementation="pallas_chain",
-            is_launched_on=functools.partial(_launches, "chain"),
-            run=chain.chain,
-            config=chain.Config,
-            default_config=chain.default_config,
-            dtypes=("bfloat16", "float16", "float32"),
-            # Blocks of 16, 32, 48, 2, 192; b ≠ c; d = 1 last and d > 1 last; then whole
-            # layers, in the configurations that users get.
-            checked=(
-                "monarch:256x256",
-                "(1,48,48,1)",
-                "(16,16,32,1)(1,32,16,16)",
-                "(1,32,16,16)(16,16,48,1)",
-                "(1,12,4,16)(4,16,16,1)",
-                "square_dyadic:64",
-                "square_dyadic:1024",
-                "vit_s16_qkvo",
-                "vit_s16_up",
-                "vit_s16_down",
-                "gpt2_medium_down",
-                "monarch:768x768",
-                "monarch:768x3072",
-                "monarch:3072x768",
-                "monarch:1024x1024",
-                "monarch:2048x2048",
-                # Over clusters: features exchanged, then in three factors.
-                "monarch:4096x4096",
-                "(1,16,16,256)(16,16,16,16)(256,16,16,1)",
-                "(1,16,16,512)(16,16,16,32)(256,32,32,1)",
-            ),
-            grid={
-                "rows": (16, 32, 64, 128),
-                "warpgroups": (2, 4, 8),
-                "m_warps": (1, 2, 4),
-                "stages": (1, 2, 3, 4),
-                "out_stages": (1, 2),
-                "shares": (1, 2, 4),
-                "ctas": (112, 128, 132, 264),
-                "cluster": (1, 2, 4, 8, 16),
-                "resident": (0, 1, 2, 3),
-            },
-            # One CTA with a large tile, or two that hide each other's waiting.
-            first=lambda by_rule: (
-                chain.Config(rows=64, warpgroups=2, stages=2, ctas=132),
-                chain.Config(rows=32, stages=1, ctas=264),
-            ),
-        ),
-        Kernel(
             name="factor",
             implementation="pallas",
-            is_launched_on=functools.partial(_all_launches, "factor"),
+            is_launched_on=functools.partial(_launches, "factor"),
             run=_one_factor,
             config=factor.Config,
             default_config=_of_one_factor,
@@ -238,7 +183,7 @@ KERNELS = {
         Kernel(
             name="radix",
             implementation="pallas_chain",
-            is_launched_on=functools.partial(_all_launches, "radix"),
+            is_launched_on=functools.partial(_launches, "radix"),
             run=radix.radix,
             config=radix.Config,
             default_config=radix.default_config,

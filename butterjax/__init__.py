@@ -1,5 +1,8 @@
 """Deep structured linear layers for JAX: products of butterfly factors."""
 
+import importlib
+from types import ModuleType
+
 from butterjax import implementations as implementations
 from butterjax import initializers as initializers
 from butterjax import linen as linen
@@ -18,3 +21,9 @@ from butterjax.pattern import Pattern as Pattern
 from butterjax.plotting import plot_supports as plot_supports
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "gpu":  # A second to import, and of no use to most CPU users.
+        return importlib.import_module("butterjax.gpu")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

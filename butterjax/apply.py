@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from butterjax import implementations, planning
 from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
-from pallas_kernels.epilogue import ACTIVATIONS, Activation
+from pallas_kernels.common.epilogue import ACTIVATIONS, Activation
 
 
 def butterfly(

@@ -12,7 +12,7 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.primitives import mma_p
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat
+from pallas_kernels.common import compat
 
 
 def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -7,10 +7,6 @@ from butterjax.implementations import einsum as einsum
 from butterjax.implementations import elementwise as elementwise
 from butterjax.implementations import pallas as pallas
 from butterjax.implementations import pallas_chain as pallas_chain
-from butterjax.implementations.backward import BackwardPlan as BackwardPlan
-from butterjax.implementations.backward import plan_backward as plan_backward
-from butterjax.implementations.launches import Launch as Launch
-from butterjax.implementations.launches import plan_launches as plan_launches
 from butterjax.implementations.registry import FeatureAxis as FeatureAxis
 from butterjax.implementations.registry import (
     FusedImplementation as FusedImplementation,

@@ -1,39 +1,21 @@
-"""`pallas_chain`: one GPU kernel per chain, intermediates in shared memory."""
+"""`pallas_chain`: a chain in as few launches of GPU kernels as can be."""
+
+from typing import Any
 
 import jax
-from jax.typing import DTypeLike
 
-from butterjax.implementations.backward import backward
-from butterjax.implementations.derivatives import with_derivatives
-from butterjax.implementations.launches import apply_launches
-from butterjax.implementations.registry import FeatureAxis, register_fused
-from pallas_kernels.epilogue import Activation
+from butterjax.implementations.registry import register_fused
 
 
 @register_fused("pallas_chain")
-@with_derivatives(backward)
 def pallas_chain(
-    x: jax.Array,
-    factors: tuple[jax.Array, ...],
-    *,
-    axis: FeatureAxis,
-    precision: jax.lax.PrecisionLike,
-    preferred_element_type: DTypeLike,
-    bias: jax.Array | None,
-    activation: Activation | None,
+    x: jax.Array, factors: tuple[jax.Array, ...], **options: Any
 ) -> jax.Array:
-    """All factors in one launch, if they fit; gradients by `backward`.
+    """Factors share a launch where a kernel takes them; gradients by launches, too.
 
-    Neighbours with small blocks are multiplied out first, and a chain that does not fit
-    in shared memory takes several launches: `plan_launches` tells which, and with which
-    kernels. For NVIDIA GPUs from Hopper on.
+    Neighbours with small blocks are multiplied out first: `butterjax.gpu.plan_launches`
+    tells which, and with which kernels. For NVIDIA GPUs from Hopper on.
     """
-    return apply_launches(
-        x,
-        factors,
-        axis=axis,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        bias=bias,
-        activation=activation,
-    )
+    from butterjax.gpu import chains  # Kernels take a second to import.
+
+    return chains.together(x, factors, **options)

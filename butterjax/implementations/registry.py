@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import jax
 
 from butterjax.numerics import accumulation_dtype
-from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.common.epilogue import Activation, activate
 
 FeatureAxis = Literal[0, -1]
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from pallas_kernels.chips import H200
+from pallas_kernels.common.chips import H200
 
 
 @dataclasses.dataclass(frozen=True)

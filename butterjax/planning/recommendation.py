@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from butterjax.implementations.launches import plan_launches
 from butterjax.pattern import Chain
 from butterjax.planning import floor
 from butterjax.planning.rates import Rates, rates_of
@@ -322,6 +321,8 @@ def _implementations(
     if rule != "dense":
         yield rule, None
     if rates.runs_kernels:
+        from butterjax.gpu import plan_launches  # Kernels take a second to import.
+
         try:
             launches = plan_launches(
                 chain, dtype=layer.dtype, batch=layer.batch, axis=layer.axis

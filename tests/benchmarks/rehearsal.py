@@ -22,11 +22,10 @@ from benchmarks import (
 )
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
-from pallas_kernels import chain, factor
+from pallas_kernels import factor
 from tests import gpu_interpreter
 
-SMALL = chain.Config(rows=32, warpgroups=1, ctas=1)
-SMALL_FACTOR = factor.Config(rows=64, features=16, depth=16, stages=2, ctas=1)
+SMALL = factor.Config(rows=64, features=16, depth=16, stages=2, ctas=1)
 NARROW = dataclasses.replace(SMALL, rows=16, m_warps=1)
 SPECS = {"fused": "(2,16,16,1)", "factors": "(1,32,16,1)"}
 
@@ -49,7 +48,8 @@ def run(x, factors, *, config, **options):
     how = os.environ.get("BROKEN")
     if how == "dead":
         os._exit(9)
-    y = chain.chain(x, factors, config=config, **options)
+    (w,) = factors
+    y = factor.factor(x, w, config=config, **options)
     is_wrong = how == "wrong" or (how == "narrow" and config == NARROW)
     return y.at[-1].multiply(2) if is_wrong else y
 
@@ -61,9 +61,9 @@ def default_config(*args, **kwargs):
 
 def main():
     program = importlib.import_module(f"benchmarks.{sys.argv.pop(1)}")
-    kernel = kernels.KERNELS["chain"]
+    kernel = kernels.KERNELS["factor"]
     kernels.KERNELS.clear()
-    kernels.KERNELS["chain"] = dataclasses.replace(
+    kernels.KERNELS["factor"] = dataclasses.replace(
         kernel,
         run=run,
         default_config=default_config,
@@ -73,8 +73,7 @@ def main():
         first=lambda by_rule: (NARROW,),
         is_launched_on=lambda workload, precision: (workload.chain,),
     )
-    chain.default_config = default_config
-    factor.default_config = lambda *args, **kwargs: SMALL_FACTOR
+    factor.default_config = default_config
     devices.problem = lambda: None
     kernel_checks.RAGGED = 40
     kernel_checks.BATCHES = {"feature_last": (33,), "feature_first": (72,)}

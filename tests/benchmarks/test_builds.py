@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import builds
-from pallas_kernels import compat
+from pallas_kernels.common import compat
 
 
 def refuse(x):

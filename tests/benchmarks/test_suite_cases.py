@@ -79,20 +79,3 @@ def names(work):
 def workload(spec):
     chain = parse_chain(spec)
     return Workload(spec, chain, 25088, "bfloat16", "feature_last", "forward")
-
-
-def test_contestants():
-    ours = [kernel.implementation for kernel in kernels.KERNELS.values()]
-    xla = ["dense layer", "dense", "einsum", "bmm"]
-    implementations, tried = names(workload("monarch:1024x1024"))
-    assert implementations == [*xla, *dict.fromkeys(ours)]
-    assert tried == ["chain", "chain"]
-    _, tried = names(workload("(4,64,64,4)"))
-    assert tried.count("factor") == 2
-    _, tried = names(workload("(64,8,8,1)"))
-    assert tried == ["radix", "radix"]
-    implementations, tried = names(workload("square_dyadic:1024"))
-    assert "elementwise" in implementations
-    assert "chain" not in tried  # It is launched on another chain.
-    implementations, _ = names(workload("(64,1024,1024,1)"))
-    assert not {"dense layer", "dense"} & set(implementations)

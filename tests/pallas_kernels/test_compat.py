@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.mosaic.gpu.fragmented_array import Replicated
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat
+from pallas_kernels.common import compat
 
 ZIPPED = [  # Blocks, and inputs of a lane; negative if they are some of many blocks.
     *((2, 4), (3, 4), (4, 2), (5, 2), (8, 1), (12, 1), (16, -1), (8, -2)),

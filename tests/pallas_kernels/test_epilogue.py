@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pallas_kernels import epilogue
+from pallas_kernels.common import epilogue
 
 
 def _gelu(x):

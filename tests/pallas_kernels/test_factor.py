@@ -12,8 +12,10 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import chips, factor_choice, factor_tiles, pieces
+from pallas_kernels.common import chips, pieces
 from pallas_kernels.factor import Config, default_config, factor
+from pallas_kernels.factor import cost as factor_choice
+from pallas_kernels.factor import plan as factor_tiles
 from tests import gpu_interpreter, reference
 
 # One warpgroup, and two that share vectors, outputs or blocks.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import butterjax as bj
-from pallas_kernels import passes, tiles
+from pallas_kernels.common import tiles
+from pallas_kernels.radix import plan as passes
 from tests import reference
 
 RADIX_2 = bj.Chain.square_dyadic(1024).shapes

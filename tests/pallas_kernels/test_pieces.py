@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import pieces
+from pallas_kernels.common import pieces
 
 
 def draw(size, seed=0):

@@ -11,8 +11,9 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels import chips, radix_config
+from pallas_kernels.common import chips
 from pallas_kernels.radix import Config, default_config, radix
+from pallas_kernels.radix import config as radix_config
 from tests import gpu_interpreter, reference
 
 SMALL = Config(rows=64, warpgroups=1, ctas=2)

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from pallas_kernels import tuned
+from pallas_kernels.common import tuned
 
 MONARCH = [[1, 32, 32, 32], [32, 32, 32, 1]]
 ENTRY = {

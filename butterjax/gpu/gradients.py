@@ -1,0 +1,296 @@
+"""The backward pass of a chain: what should move the fewest bytes, and doing it.
+
+With x, the factors and dy at hand, factors with small blocks are multiplied out, as
+going forward, to L factors K₁…K_L, and from the left to the right,
+
+    h = K_{l+1}…K_L x        launches of the forward kernels
+    dw_l = Σ dy hᵀ           one product per block over the batch, float32 sums
+    dy ← K_lᵀ dy             one launch; the last one gives dx
+
+and the gradients of the factors follow from the dw_l. Nothing is kept from the forward
+pass but its operands, and as XLA orders it one h is alive at a time. Where the
+gradients of some weights are not wanted, dy passes several factors in one launch. With
+an activation, z = K x + b is computed again too, and dy·act'(z), in float32, comes
+before all.
+
+`plan_backward` counts what both ways read and write, in arrays of the size of x for a
+chain of G factors that keep it, given as L after multiplying out:
+
+    einsum    G for the h, 2G for the dw and 2G for dx, and what XLA transposes
+    launches  the h, 2L for the dw, 2L for dx
+
+and leaves the chain to XLA where that moves clearly less, or where kernels refuse a
+pattern, or an intermediate whose rows are no multiple of 16 bytes.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from butterjax.factors import fuse, transpose
+from butterjax.gpu.derivatives import Operands, xla_gradients
+from butterjax.gpu.launches import (
+    apply_launches,
+    partitions,
+    plan_launches,
+)
+from butterjax.implementations.registry import FeatureAxis
+from butterjax.numerics import accumulation_dtype
+from butterjax.pattern import Chain, Pattern
+from pallas_kernels.common import arguments
+from pallas_kernels.common.epilogue import Activation, activate
+
+# More bytes than XLA's by which launches are given up: they take less memory, and reach
+# more of the rate of a copy than products of blocks that lie apart.
+_LOSS = 1.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BackwardPlan:
+    """How the gradients of a chain are computed.
+
+    Attributes:
+      form: "launches" for the kernels of the forward pass, and a product per weight
+        gradient; "xla" for XLA's gradients of `einsum`.
+      partition: lengths of the runs of factors that are multiplied out beforehand, in
+        the order of the matrix product; of one factor each for "xla".
+    """
+
+    form: Literal["launches", "xla"]
+    partition: tuple[int, ...]
+
+
+def plan_backward(
+    patterns: Chain,
+    *,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis = -1,
+    precision: jax.lax.PrecisionLike = None,
+) -> BackwardPlan:
+    """How `backward` computes the gradients of a chain.
+
+    By launches, unless these move clearly more bytes than XLA, or are refused.
+
+    Args:
+      patterns: the chain.
+      dtype: of x and the factors.
+      batch: vectors in x.
+      axis: the feature axis of x.
+      precision: as in `jax.lax.dot_general`.
+    """
+    one_each = (1,) * len(patterns)
+    most = _LOSS * _numbers_by_xla(patterns)
+    for partition in (*partitions(patterns), one_each) if batch else ():
+        whole = patterns.fuse(partition)
+        try:
+            numbers = _numbers_by_launches(whole, dtype, batch, axis, precision)
+        except NotImplementedError:
+            continue
+        if numbers <= most:
+            return BackwardPlan("launches", partition)
+        break  # The others have more factors.
+    return BackwardPlan("xla", one_each)
+
+
+def _numbers_by_launches(
+    patterns: Chain,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+) -> int:
+    """Numbers that are read and written for each vector; raises if kernels refuse."""
+    plan = functools.partial(
+        plan_launches, dtype=dtype, batch=batch, axis=axis, precision=precision
+    )
+    itemsize = jnp.dtype(dtype).itemsize
+    numbers = 0
+    for index, pattern in enumerate(patterns):
+        # Going forward, an intermediate need not be an array of its own.
+        rows = pattern.in_features if axis == -1 else batch
+        arguments.check_runs("backward", "h", (1, rows), itemsize, axis)
+        after = patterns.patterns[index + 1 :]
+        launches = [*plan(Chain([pattern.transpose]))]
+        launches += plan(Chain(after)) if after else ()
+        numbers += sum(map(_ends, (launch.chain for launch in launches)))
+        # The product, and two transposes, each read and written, where it needs them.
+        numbers += _ends(Chain([pattern])) * (3 if _is_apart(pattern) else 1)
+    return numbers
+
+
+def _numbers_by_xla(patterns: Chain) -> int:
+    """The same by XLA: h, dw and dx of each factor, and six transposes."""
+    each = (
+        _ends(Chain([pattern])) * (9 if _is_apart(pattern) else 3)
+        for pattern in patterns
+    )
+    return sum(each) - _ends(Chain(patterns.patterns[:1]))  # Nobody reads y.
+
+
+def _ends(chain: Chain) -> int:
+    return chain.in_features + chain.out_features
+
+
+def _is_apart(pattern: Pattern) -> bool:
+    """Whether blocks lie apart both ways, and XLA transposes before it multiplies."""
+    return pattern.a > 1 and pattern.d > 1
+
+
+def backward(
+    operands: Operands,
+    dy: jax.Array,
+    *,
+    wanted: Operands,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """The gradients of a chain, as `plan_backward` has it; a `derivatives.Backward`."""
+    x, factors, _ = operands
+    plan = plan_backward(
+        Chain.of(factors),
+        dtype=x.dtype,
+        batch=x.shape[1 + axis],
+        axis=axis,
+        precision=precision,
+    )
+    options: dict[str, Any] = {
+        "axis": axis,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+        "activation": activation,
+    }
+    if plan.form == "xla":
+        return xla_gradients(options, wanted, operands, dy)
+    wide = accumulation_dtype(x.dtype, preferred_element_type)
+    products, pull_back = jax.vjp(
+        functools.partial(fuse, partition=plan.partition, precision="highest"),
+        [factor.astype(wide) for factor in factors],
+    )
+    weights = tuple(product.astype(x.dtype) for product in products)
+    dx, dweights, dbias = _by_launches(
+        operands, weights, dy.astype(wide), wanted, plan.partition, **options
+    )
+    (dfactors,) = pull_back(
+        tuple(
+            jnp.zeros_like(product) if dw is None else dw.astype(wide)
+            for product, dw in zip(products, dweights, strict=True)
+        )
+    )
+    narrow = tuple(
+        dfactor.astype(factor.dtype)
+        for dfactor, factor in zip(dfactors, factors, strict=True)
+    )
+    return dx, narrow, dbias
+
+
+def _by_launches(
+    operands: Operands,
+    weights: Sequence[jax.Array],
+    dz: jax.Array,
+    wanted: Operands,
+    partition: tuple[int, ...],
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike,
+    activation: Activation | None,
+) -> Operands:
+    """Gradients of x, of what was multiplied out and of the bias, by several launches.
+
+    Each is of a kernel that applies a chain, or a product for a dw. dz is the gradient
+    of the result, as it accumulates.
+    """
+    x, _, bias = operands
+    x_wanted, factors_wanted, bias_wanted = wanted
+    apply = functools.partial(apply_launches, axis=axis, precision=precision)
+    if activation is not None:
+        z = apply(x, weights, bias=bias, preferred_element_type=preferred_element_type)
+        _, through = jax.vjp(
+            functools.partial(activate, activation=activation), z.astype(dz.dtype)
+        )
+        (dz,) = through(dz)
+    dbias = dz.sum(1 + axis).astype(bias.dtype) if bias_wanted else None
+    dx, dweights = _chain_gradients(
+        x,
+        weights,
+        dz.astype(x.dtype),
+        x_wanted=x_wanted,
+        weights_wanted=[
+            any(factors_wanted[end - length : end])
+            for end, length in zip(
+                itertools.accumulate(partition), partition, strict=True
+            )
+        ],
+        axis=axis,
+        precision=precision,
+    )
+    return dx, tuple(dweights), dbias
+
+
+def _chain_gradients(
+    x: jax.Array,
+    weights: Sequence[jax.Array],
+    dy: jax.Array,
+    *,
+    x_wanted: bool,
+    weights_wanted: Sequence[bool],
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+) -> tuple[jax.Array | None, list[jax.Array | None]]:
+    """Gradients of a plain chain, without those that are not wanted."""
+    apply = functools.partial(apply_launches, axis=axis, precision=precision)
+    dweights: list[jax.Array | None] = [None] * len(weights)
+    done = 0  # dy is the gradient of what weights[done:] make of x.
+    for index, is_wanted in enumerate(weights_wanted):
+        if not is_wanted:
+            continue
+        if done < index:
+            dy = apply(dy, transpose(weights[done:index]))
+            done = index
+        after = weights[index + 1 :]
+        h = apply(x, after) if after else x
+        dweights[index] = _weight_gradient(
+            dy, h, weights[index].shape, axis=axis, precision=precision
+        )
+    dx = apply(dy, transpose(weights[done:])) if x_wanted else None
+    return dx, dweights
+
+
+def _weight_gradient(
+    dy: jax.Array,
+    x: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    axis: FeatureAxis,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """dw[i,j,l,k] = Σ_n dy[n;i,j,k] · x[n;i,l,k] over the batch, as it accumulates."""
+    a, b, c, d = shape
+    batch = x.shape[1 + axis]
+    if axis == -1:
+        formula, dy_shape, x_shape = (
+            "nijk,nilk->ijlk",
+            (batch, a, b, d),
+            (batch, a, c, d),
+        )
+    else:
+        formula, dy_shape, x_shape = (
+            "ijkn,ilkn->ijlk",
+            (a, b, d, batch),
+            (a, c, d, batch),
+        )
+    return jnp.einsum(
+        formula,
+        dy.reshape(dy_shape),
+        x.reshape(x_shape),
+        precision=precision,
+        preferred_element_type=accumulation_dtype(x.dtype, x.dtype),
+    )
