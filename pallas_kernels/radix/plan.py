@@ -31,7 +31,9 @@ _MAX_CUTS = 8  # Ways to cut a chain that are looked at closely.
 _TMA_BYTES = 16  # The innermost extent of a TMA copy is a multiple of this.
 _VECTOR_BYTES = 16  # That one load of a thread takes at most.
 _TMA_ALIGNMENT = 128  # Of where it writes to in shared memory.
-_ROW_PADDINGS = (0, 1, 4)
+# Elements that may be added to an innermost axis. Four lanes that move neighbouring
+# numbers of 4 bytes do so by ldmatrix or stmatrix, whose rows begin at whole 16 bytes.
+_INNER_PADDINGS = (0, 4)
 _BANKS, _BANK_BYTES = 32, 4
 
 Shape = tuple[int, int, int, int]
@@ -452,11 +454,14 @@ def _padded(
     """The tile with the padding that costs its passes the fewest wavefronts."""
     tile = tiles[index]
     touching = [end for end in ends if index in end[1:]]
-    of_rows = _ROW_PADDINGS if tile.rows_last else (0,)
-    of_digits = itertools.product((0, 1), repeat=len(tile.digits))
+    *of_digits, of_last, of_rows = [(0, 1)] * (len(tile.digits) + 1)
+    if tile.rows_last:
+        of_rows = _INNER_PADDINGS
+    else:
+        of_last, of_rows = _INNER_PADDINGS, (0,)
     options = []
-    for digits, more in itertools.product(of_digits, of_rows):
-        other = dataclasses.replace(tile, padding=(*digits, more))
+    for padding in itertools.product(*of_digits, of_last, of_rows):
+        other = dataclasses.replace(tile, padding=padding)
         if other.num_bytes > most:
             continue
         changed = (*tiles[:index], other, *tiles[index + 1 :])

@@ -17,6 +17,7 @@ from pallas_kernels.factor import Config, default_config, factor
 from pallas_kernels.factor import cost as factor_choice
 from pallas_kernels.factor import plan as factor_tiles
 from tests import gpu_interpreter, reference
+from tests.alignment import check_alignment
 
 # One warpgroup, and two that share vectors, outputs or blocks.
 ALONE = Config(features=32, depth=32, m_warps=1, stages=2, ctas=2)
@@ -354,6 +355,32 @@ def arrays(shape, *, batch=32, axis=-1, dtype="bfloat16"):
     n = bj.Chain([shape]).in_features
     x = jax.ShapeDtypeStruct((batch, n) if axis == -1 else (n, batch), dtype)
     return x, jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "dtype", "config"),
+    [
+        ((2, 24, 20, 1), -1, "bfloat16", None),
+        ((1, 48, 48, 1), -1, "bfloat16", BY_ROWS),
+        ((2, 16, 16, 3), -1, "bfloat16", Config(64, 32, 16, 3, m_warps=4, stages=2)),
+        ((1, 40, 24, 5), -1, "float16", Config(64, 48, 32, 5, m_warps=2, stages=2)),
+        ((1, 48, 32, 16), -1, "bfloat16", dataclasses.replace(NEIGHBOURS, **KEPT)),
+        ((1, 48, 32, 16), -1, "float32", None),
+        ((1, 72, 16, 8), -1, "bfloat16", dataclasses.replace(NEIGHBOURS, cluster=2)),
+        ((2, 72, 200, 1), -1, "bfloat16", WIDE_SHARED),
+        ((2, 24, 20, 3), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
+        ((1, 16, 24, 3), 0, "float32", Config(64, 32, 16, 3, m_warps=2, slots=1)),
+        ((1, 64, 64, 4), 0, "float16", None),
+        ((1, 96, 72, 2), 0, "bfloat16", WIDE_RESIDENT),
+    ],
+    ids=str,
+)
+def test_accesses_are_aligned(shape, axis, dtype, config):
+    x, w = arrays(shape, batch=1000, axis=axis, dtype=dtype)
+    a, b, _, d = shape
+    bias = jax.ShapeDtypeStruct((a * b * d,), "float32")
+    function = functools.partial(factor, axis=axis, config=config)
+    check_alignment(lambda x, w, bias: function(x, w, bias=bias), x, w, bias)
 
 
 def test_lowering_for_a_cpu_is_refused():

@@ -77,6 +77,15 @@ def test_every_unit_and_row_is_taken_once(shapes, rows, rows_last):
             assert math.prod(access.inner) == step.work.d
 
 
+@both_layouts
+@each_chain
+def test_rows_begin_at_whole_vectors(shapes, rows, rows_last):
+    found = plan(shapes, rows, rows_last=rows_last)
+    for tile in found.tiles:
+        assert sorted(tile.strides)[0] == tile.itemsize
+        assert all(stride % 16 == 0 for stride in sorted(tile.strides)[1:])
+
+
 @pytest.mark.parametrize(
     ("lanes", "width", "clocks"),
     [
