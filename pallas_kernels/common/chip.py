@@ -154,7 +154,7 @@ class Chip:
         """What a launch should take on the device, without the host's part."""
         parts = self.busy(usage).values()
         most = max(parts)
-        norm = sum((part / most) ** self.overlap for part in parts) ** (
+        norm: float = sum((part / most) ** self.overlap for part in parts) ** (
             1 / self.overlap
         )
         return self.before(usage) + most * norm
