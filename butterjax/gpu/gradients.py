@@ -5,7 +5,8 @@ going forward, to L factors K₁…K_L, and from the left to the right,
 
     h = K_{l+1}…K_L x        launches of the forward kernels
     dw_l = Σ dy hᵀ           one product per block over the batch, float32 sums
-    dy ← K_lᵀ dy             one launch; the last one gives dx
+    dy ← K_lᵀ dy             one launch, that of dw_l too where a kernel makes both and
+                             reads dy once; the last one gives dx
 
 and the gradients of the factors follow from the dw_l. Nothing is kept from the forward
 pass but its operands, and as XLA orders it one h is alive at a time. Where the
@@ -17,7 +18,7 @@ before all.
 chain of G factors that keep it, given as L after multiplying out:
 
     einsum    G for the h, 2G for the dw and 2G for dx, and what XLA transposes
-    launches  the h, 2L for the dw, 2L for dx
+    launches  the h, 2L for the dw, 2L for dx, or 3L for both in one launch
 
 and leaves the chain to XLA where that moves clearly less, or where kernels refuse a
 pattern, or an intermediate whose rows are no multiple of 16 bytes.
@@ -42,6 +43,7 @@ from butterjax.gpu.launches import (
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
+from pallas_kernels import gradients
 from pallas_kernels.common import arguments
 from pallas_kernels.common.epilogue import Activation, activate
 
@@ -257,11 +259,33 @@ def _chain_gradients(
             done = index
         after = weights[index + 1 :]
         h = apply(x, after) if after else x
-        dweights[index] = _weight_gradient(
-            dy, h, weights[index].shape, axis=axis, precision=precision
+        w = weights[index]
+        both = None
+        if x_wanted or any(weights_wanted[index + 1 :]):
+            both = _in_one_launch(h, w, dy, axis)
+        if both is None:
+            dweights[index] = _weight_gradient(
+                dy, h, w.shape, axis=axis, precision=precision
+            )
+        else:
+            dy, dweights[index] = both
+            done = index + 1
+    if not x_wanted:
+        return None, dweights
+    return apply(dy, transpose(weights[done:])) if weights[done:] else dy, dweights
+
+
+def _in_one_launch(
+    x: jax.Array, w: jax.Array, dy: jax.Array, axis: FeatureAxis
+) -> tuple[jax.Array, jax.Array] | None:
+    """dx and dw of one factor, where a kernel takes it."""
+    try:
+        config = gradients.default_config(
+            w.shape, x.dtype, x.shape[1 + axis], axis=axis
         )
-    dx = apply(dy, transpose(weights[done:])) if x_wanted else None
-    return dx, dweights
+    except NotImplementedError:
+        return None
+    return gradients.gradients(x, w, dy, axis=axis, config=config)
 
 
 def _weight_gradient(
