@@ -148,7 +148,7 @@ def mma(
     """
     f32, kind = ir.F32Type.get(), _PTX[jnp.dtype(dtype).name]
     if sums is None:
-        sums = [arith.constant(f32, ir.FloatAttr.get(f32, 0.0))] * 4
+        sums = [mgpu.utils.c(0.0, f32)] * 4
     found = llvm.inline_asm(
         llvm.StructType.get_literal([f32] * 4),
         [*a, *b, *sums],
@@ -231,7 +231,7 @@ def _i32() -> Any:
 
 def _value(x: Any) -> Any:
     if isinstance(x, int | np.integer):
-        return arith.constant(_i32(), ir.IntegerAttr.get(_i32(), int(x)))
+        return mgpu.utils.c(int(x), _i32())
     return x
 
 

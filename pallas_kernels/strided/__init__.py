@@ -1,0 +1,1 @@
+"""One factor with d > 1, features last: weights stay in registers."""
