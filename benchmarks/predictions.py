@@ -184,7 +184,7 @@ def _seconds(launch: Launch, timed: Timed, chip: Chip) -> float:
 def _of_kernel(name: str) -> tuple[Callable[..., Any], Cost]:
     if name != "factor":
         raise NotImplementedError(f"no cost is known of the kernel {name!r}")
-    tiles = importlib.import_module("pallas_kernels.factor_tiles")
+    tiles = importlib.import_module("pallas_kernels.factor.plan")
     cost = importlib.import_module("pallas_kernels.factor_cost")
     return tiles.Config, cost.predicted_seconds
 

@@ -7,10 +7,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import arrangement, pieces
+from pallas_kernels.common import pieces
 from pallas_kernels.common.chip import LINE, Chip
 from pallas_kernels.common.usage import Usage
-from pallas_kernels.factor_tiles import WGMMA_ROWS, Config, Tiling, tiling
+from pallas_kernels.factor import arrangement
+from pallas_kernels.factor.plan import WGMMA_ROWS, Config, Tiling, tiling
 
 # Warp instructions for each mma.sync, itself included, as SASS of compiled kernels has
 # them; of blocks that lie zipped, loads are parted in registers.
