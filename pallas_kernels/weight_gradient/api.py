@@ -75,4 +75,4 @@ def weight_gradient(
         config = default_config((a, b, c, d), x.dtype, batch, axis=axis)
     plan = make_plan((a, b, c, d), batch, config)
     sums = compat.varying_as(partial_sums(compat.gpu_only(x), dy, plan), x, dy)
-    return sums.sum(0)[:, :b, :c]
+    return sums[:, :, :b, :c].sum(0)
