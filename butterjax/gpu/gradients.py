@@ -43,7 +43,7 @@ from butterjax.gpu.launches import (
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
-from pallas_kernels import gradients
+from pallas_kernels import gradients, weight_gradient
 from pallas_kernels.common import arguments
 from pallas_kernels.common.epilogue import Activation, activate
 
@@ -296,9 +296,18 @@ def _weight_gradient(
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
 ) -> jax.Array:
-    """dw[i,j,l,k] = Σ_n dy[n;i,j,k] · x[n;i,l,k] over the batch, as it accumulates."""
+    """dw[i,j,l,k] = Σ_n dy[n;i,j,k] · x[n;i,l,k] over the batch, as it accumulates.
+
+    By a kernel for blocks that lie zipped, which XLA transposes, and else by XLA.
+    """
     a, b, c, d = shape
     batch = x.shape[1 + axis]
+    try:
+        config = weight_gradient.default_config(shape, x.dtype, batch, axis=axis)
+    except NotImplementedError:
+        pass  # XLA's product reads x and dy where they are, and about once.
+    else:
+        return weight_gradient.weight_gradient(x, dy, shape, axis=axis, config=config)
     if axis == -1:
         formula, dy_shape, x_shape = (
             "nijk,nilk->ijlk",

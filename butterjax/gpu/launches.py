@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain, Pattern
-from pallas_kernels import factor, radix
+from pallas_kernels import factor, radix, strided
 from pallas_kernels.common import arguments, pieces
 from pallas_kernels.common.epilogue import Activation
 from pallas_kernels.factor.plan import embed
@@ -26,8 +26,8 @@ _SMALL_BLOCK = 8
 # features are too far apart for TMA.
 _FEW_NEIGHBOURS = 12
 
-Kernel = Literal["factor", "radix"]
-Config = factor.Config | radix.Config
+Kernel = Literal["factor", "radix", "strided"]
+Config = factor.Config | radix.Config | strided.Config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,6 +195,9 @@ def _run(
             return factor.factor(x, w, **options)
         case "radix":
             return radix.radix(x, factors, **options)
+        case "strided":
+            (w,) = factors
+            return strided.strided(x, w, **options)
 
 
 def _swap(x: jax.Array, a: int, rows: int, columns: int) -> jax.Array:
@@ -259,6 +262,12 @@ def _launch_of(
         try:
             config = radix.default_config(run.shapes, dtype, **options)
             return Launch("radix", partition, run, config)
+        except NotImplementedError:
+            pass
+    if pattern.d > 1:
+        try:
+            in_place = strided.default_config(pattern.shape, dtype, **options)
+            return Launch("strided", partition, run, in_place)
         except NotImplementedError:
             pass
     if axis == -1 and pattern.d > _FEW_NEIGHBOURS:

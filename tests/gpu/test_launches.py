@@ -106,7 +106,7 @@ BOTH, LAST, FIRST = (-1, 0), (-1,), (0,)
         ("factor", BOTH, (1, 8, 8, 1)),
         ("factor", BOTH, (1, 16, 4, 16)),
         ("factor", BOTH, (1, 48, 48, 1)),
-        ("factor", BOTH, (1, 16, 16, 512)),
+        ("factor", FIRST, (1, 16, 16, 512)),
         # Merged, as a thread has no room for so many weights.
         ("factor", BOTH, (64, 12, 12, 1)),
         ("factor", LAST, (16, 8, 8, 2)),
@@ -119,6 +119,16 @@ def test_small_blocks_of_a_single_factor_need_no_tensor_core(
         (launch,) = plan(bj.Chain([shape]), dtype=dtype, axis=axis)
         assert launch.kernel == kernel
         assert launch.chain.shapes == (shape,)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 64), (4, 64, 48, 16), (1, 16, 16, 512)])
+def test_neighbours_of_a_features_last_array_are_taken_in_place(shape):
+    (launch,) = plan(bj.Chain([shape]))
+    assert launch.kernel == "strided"
+    (launch,) = plan(bj.Chain([shape]), axis=0)
+    assert launch.kernel == "factor"
+    (launch,) = plan(bj.Chain([shape]), dtype="float32")
+    assert launch.kernel == "factor"
 
 
 def test_blocks_that_lie_far_apart_are_transposed():
