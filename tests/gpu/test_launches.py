@@ -132,16 +132,16 @@ def test_neighbours_of_a_features_last_array_are_taken_in_place(shape):
 
 
 def test_blocks_that_lie_far_apart_are_transposed():
-    (launch,) = plan(bj.Chain([(2, 256, 128, 16)]))
+    (launch,) = plan(bj.Chain([(2, 512, 512, 16)]))
     assert launch.is_transposed
-    (launch,) = plan(bj.Chain([(2, 256, 128, 16)]), axis=0)
+    (launch,) = plan(bj.Chain([(2, 512, 512, 16)]), axis=0)
     assert not launch.is_transposed
 
 
 def test_a_plan_reads_well():
-    (launch,) = plan(bj.Chain([(2, 256, 128, 16)]))
+    (launch,) = plan(bj.Chain([(2, 512, 512, 16)]))
     assert str(launch) == (
-        "factor between two transposes: 1 factors as (2, 256, 128, 16)"
+        "factor between two transposes: 1 factors as (2, 512, 512, 16)"
     )
 
 
