@@ -20,19 +20,14 @@ class Machine:
 
     Attributes:
       shared: the bytes of shared memory.
+      thread: the lanes' numbers in the CTA.
       wavefronts: how often the banks were asked, by all loads and stores of the warp.
       fewest: how often they would have been without conflicts.
     """
 
     def __init__(self, shared: np.ndarray, warp: int):
-        self.shared, self._warp = shared, warp
+        self.shared, self.thread = shared, 32 * warp + LANES
         self.wavefronts = self.fewest = 0
-
-    def warp(self) -> int:
-        return self._warp
-
-    def lane(self) -> tuple[np.ndarray, np.ndarray]:
-        return G, T
 
     def add(self, x: Any, y: Any) -> Any:
         return x + y

@@ -80,18 +80,37 @@ def scalar(array: Any) -> Any:
     return register
 
 
+THREAD = plgpu.Layout.WG_STRIDED((128,), vec_size=1)
+
+
+def thread() -> jax.Array:
+    """Each thread's number in the CTA, of layout `THREAD`, for `kept`.
+
+    Compilers do not know that it is always the same. So what is computed from it, say
+    addresses for a loop, takes no registers before.
+    """
+
+    @by_lanes(
+        lambda: jnp.zeros(128, jnp.int32),
+        arg_types=(),
+        return_type=kept_type(1, jnp.int32),
+    )
+    def anew(ctx: Any) -> Any:
+        del ctx
+        number = llvm.inline_asm(
+            _i32(),
+            [mgpu.utils.thread_idx()],
+            "shfl.sync.idx.b32 $0, $1, $1, 31, 0xffffffff;",
+            "=r,r",
+            has_side_effects=True,
+        )
+        return keep([number])
+
+    found: jax.Array = anew()
+    return found
+
+
 # --- Integers -------------------------------------------------------------------------
-
-
-def warp() -> Any:
-    """Number of the warp in the CTA."""
-    return shift_right(mgpu.utils.thread_idx(), 5)
-
-
-def lane() -> tuple[Any, Any]:
-    """Parts g and t of the lane 4g + t, as the fragments of mma.sync name them."""
-    number = bit_and(mgpu.utils.thread_idx(), 31)
-    return shift_right(number, 2), bit_and(number, 3)
 
 
 def add(x: Any, y: Any) -> Any:

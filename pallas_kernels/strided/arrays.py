@@ -38,7 +38,8 @@ class Arrays:
             found.append((strip, share, rows))
         return found
 
-    def load_weights(self, ring: Any) -> list[jax.Array]:
+    def load_weights(self, thread: Any, ring: Any) -> list[jax.Array]:
+        del thread
         plan = self.plan
         chunks = [self._entries(ring[n]) for n in range(plan.chunks)]
         whole, found = jnp.concatenate(chunks), []
@@ -58,7 +59,8 @@ class Arrays:
             found.append(jnp.stack(parts))
         return found
 
-    def load_vectors(self, slot: Any) -> jax.Array:
+    def load_vectors(self, thread: Any, slot: Any) -> jax.Array:
+        del thread
         plan = self.plan
         whole = self._entries(slot[...])
         parts = [
@@ -74,7 +76,8 @@ class Arrays:
     def multiply(self, weights: jax.Array, x: jax.Array) -> jax.Array:
         return (x[:, :, None] * weights[:, None]).sum(3)
 
-    def store(self, sums: jax.Array, slot: Any, tile: int) -> None:
+    def store(self, thread: Any, sums: jax.Array, slot: Any, tile: int) -> None:
+        del thread
         plan = self.plan
         lines = TILE // plan.per_line
         for warp, (strip, share, rows) in enumerate(self.positions()):
@@ -91,12 +94,14 @@ class Arrays:
 
     def load_bias(
         self,
+        thread: Any,
         bias: Any,
         block: jax.Array,
         output: jax.Array,
         neighbour: jax.Array,
         tile: int,
     ) -> jax.Array:
+        del thread
         plan = self.plan
         whole = bias[block].astype(jnp.float32)
         whole = jnp.pad(whole, ((0, plan.lines_out * plan.per_line), (0, 0)))

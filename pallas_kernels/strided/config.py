@@ -15,6 +15,7 @@ from pallas_kernels.strided.plan import (
     NEIGHBOURS,
     Config,
     Plan,
+    check_shape,
     plan,
 )
 
@@ -76,6 +77,7 @@ def check_supported(
 
 @functools.lru_cache(maxsize=1024)
 def _best(shape: tuple[int, int, int, int], batch: int) -> Config:
+    check_shape(shape)
     fitting, refusals = [], []
     for neighbours, cluster in itertools.product(NEIGHBOURS, CLUSTERS):
         if shape[3] % neighbours:

@@ -99,6 +99,7 @@ def launch(
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             unsafe_no_auto_barriers=True,
+            approx_math=True,  # Of activations, which are rounded to 16 bits.
         ),
         grid=(plan.walkers * plan.abreast,),
         grid_names=("team",),
@@ -199,9 +200,10 @@ class _Kernel:
 
         for chunk in range(plan.chunks):
             plgpu.barrier_wait(self.loaded.at[chunk])
-        weights = self.load_weights()
+        weights = self.load_weights(registers.thread())
         plgpu.commit_smem()
         plgpu.barrier_arrive(self.read)
+        thread = registers.thread()
 
         @pl.when(self.leads)
         def _() -> None:
@@ -217,13 +219,14 @@ class _Kernel:
         def take_tile(n: jax.Array, carry: Any) -> Any:
             slot, before, at = carry
             plgpu.barrier_wait(self.loaded.at[slot])
-            x = self.load_vectors(self.ring.at[slot])
+            x = self.load_vectors(thread, self.ring.at[slot])
             pl.when(sent + n >= OUT_STAGES)(
                 lambda: plgpu.barrier_wait(self.vacant.at[at])
             )
             for tile in range(plan.tiles_of_warp):
-                sums = self.epilogue(self.multiply(weights[tile], x), part, tile)
-                self.store(sums, self.sums.at[at], tile)
+                sums = self.multiply(weights[tile], x)
+                sums = self.epilogue(sums, thread, part, tile)
+                self.store(thread, sums, self.sums.at[at], tile)
             plgpu.commit_smem()
             plgpu.barrier_arrive(self.done.at[at])
 
@@ -294,9 +297,9 @@ class _Kernel:
             return rows.at[:, lines]
         return rows.at[:, lines, pl.ds(part.neighbour, self.plan.config.neighbours)]
 
-    def epilogue(self, sums: Any, part: _Part, tile: int) -> Any:
+    def epilogue(self, sums: Any, thread: Any, part: _Part, tile: int) -> Any:
         if self.bias is not None:
-            sums = sums + self.load_bias(part, tile)
+            sums = sums + self.load_bias(thread, part, tile)
         return activate(sums, self.activation)
 
     # By lanes, or in the interpreter with arrays.
@@ -310,40 +313,44 @@ class _Kernel:
         """Registers of a thread for the sums of a tile of outputs."""
         return 4 * self.plan.width
 
-    def load_weights(self) -> list[Any]:
+    def load_weights(self, thread: Any) -> list[Any]:
         """Weights of each tile of a warp's outputs, in registers."""
         plan = self.plan
         count = 4 * plan.width * plan.steps
 
         @registers.by_lanes(
             self.arrays.load_weights,
-            arg_types=(self.slots,),
+            arg_types=(registers.THREAD, self.slots),
             return_type=[registers.kept_type(count, jnp.int32)] * plan.tiles_of_warp,
         )
-        def load(ctx: Any, ring: Any) -> list[Any]:
+        def load(ctx: Any, thread: Any, ring: Any) -> list[Any]:
             del ctx
-            found = lanes.load_weights(registers, plan, registers.address(ring))
+            (number,) = registers.kept(thread)
+            start = registers.address(ring)
+            found = lanes.load_weights(registers, plan, number, start)
             return [registers.keep(_flat(operands)) for operands in found]
 
-        weights: list[Any] = load(self.ring)
+        weights: list[Any] = load(thread, self.ring)
         return weights
 
-    def load_vectors(self, slot: Any) -> Any:
+    def load_vectors(self, thread: Any, slot: Any) -> Any:
         """Vectors of a tile as operands, in registers."""
         plan = self.plan
         count = 2 * plan.width * plan.steps
 
         @registers.by_lanes(
             self.arrays.load_vectors,
-            arg_types=(self.slots,),
+            arg_types=(registers.THREAD, self.slots),
             return_type=registers.kept_type(count, jnp.int32),
         )
-        def load(ctx: Any, slot: Any) -> Any:
+        def load(ctx: Any, thread: Any, slot: Any) -> Any:
             del ctx
-            found = lanes.load_vectors(registers, plan, registers.address(slot))
+            (number,) = registers.kept(thread)
+            start = registers.address(slot)
+            found = lanes.load_vectors(registers, plan, number, start)
             return registers.keep(_flat(found))
 
-        return load(slot)
+        return load(thread, slot)
 
     def multiply(self, weights: Any, x: Any) -> Any:
         """The float32 sums of a tile of outputs."""
@@ -364,38 +371,45 @@ class _Kernel:
 
         return product(weights, x)
 
-    def store(self, sums: Any, slot: Any, tile: int) -> None:
+    def store(self, thread: Any, sums: Any, slot: Any, tile: int) -> None:
         """Puts the sums of a tile of outputs where they are sent from."""
         plan, dtype = self.plan, self.y.dtype
 
         @registers.by_lanes(
             functools.partial(self.arrays.store, tile=tile),
-            arg_types=(registers.kept_layout(self.num_sums), self.slots),
+            arg_types=(
+                registers.THREAD,
+                registers.kept_layout(self.num_sums),
+                self.slots,
+            ),
         )
-        def put(ctx: Any, sums: Any, slot: Any) -> tuple[()]:
+        def put(ctx: Any, thread: Any, sums: Any, slot: Any) -> tuple[()]:
             del ctx
-            start = registers.address(slot)
-            lanes.store(registers, plan, registers.kept(sums), start, tile, dtype)
+            (number,) = registers.kept(thread)
+            values, start = registers.kept(sums), registers.address(slot)
+            lanes.store(registers, plan, number, values, start, tile, dtype)
             return ()
 
-        put(sums, slot)
+        put(thread, sums, slot)
 
-    def load_bias(self, part: _Part, tile: int) -> Any:
+    def load_bias(self, thread: Any, part: _Part, tile: int) -> Any:
         """The bias of each of the sums of a tile of outputs."""
         plan = self.plan
 
         @registers.by_lanes(
             functools.partial(self.arrays.load_bias, tile=tile),
-            arg_types=(plgpu.RefType(), _SPLAT, _SPLAT, _SPLAT),
+            arg_types=(registers.THREAD, plgpu.RefType(), _SPLAT, _SPLAT, _SPLAT),
             return_type=registers.kept_type(self.num_sums, jnp.float32),
         )
-        def load(ctx: Any, bias: Any, *numbers: Any) -> Any:
+        def load(ctx: Any, thread: Any, bias: Any, *place: Any) -> Any:
             del ctx
-            at = map(registers.scalar, numbers)
-            return registers.keep(lanes.load_bias(registers, plan, bias, *at, tile))
+            (number,) = registers.kept(thread)
+            at = map(registers.scalar, place)
+            found = lanes.load_bias(registers, plan, number, bias, *at, tile)
+            return registers.keep(found)
 
         output = self.rank * plan.outputs
-        return load(self.bias, part.block, output, part.neighbour)
+        return load(thread, self.bias, part.block, output, part.neighbour)
 
     @property
     def slots(self) -> Any:

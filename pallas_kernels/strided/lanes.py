@@ -2,7 +2,8 @@
 
 `machine` is `pallas_kernels.common.registers`, or in tests NumPy arrays of 32 lanes.
 Of a tile of vectors a warp multiplies 8 by its neighbouring blocks: weights are the
-left operands of mma.sync m16n8k16, vectors the right ones. With lane = 4g + t
+left operands of mma.sync m16n8k16, vectors the right ones. `thread` is a thread's
+number in the CTA. With lane = 4g + t
 
     x        vector g; of a step's 16 inputs four, in pairs (2p, 2p + 1)
     weights  outputs g and g + 8 of a tile; the same inputs
@@ -22,12 +23,12 @@ from pallas_kernels.strided.plan import GROUP, TILE, Plan
 Operands = list[list[list[Any]]]  # [neighbour][step] of registers.
 
 
-def position(machine: Any, plan: Plan) -> tuple[Any, Any, Any]:
-    """Strip of neighbours, share of outputs and group of rows of this warp.
+def position(machine: Any, plan: Plan, thread: Any) -> tuple[Any, Any, Any]:
+    """Strip of neighbours, share of outputs and group of rows of a thread's warp.
 
     Warps beyond those that are needed do what the last one does.
     """
-    index = machine.minimum(machine.warp(), plan.busy_warps - 1)
+    index = machine.minimum(machine.shift_right(thread, 5), plan.busy_warps - 1)
     rest = machine.divide(index, plan.strips)
     return (
         machine.remainder(index, plan.strips),
@@ -36,14 +37,14 @@ def position(machine: Any, plan: Plan) -> tuple[Any, Any, Any]:
     )
 
 
-def load_weights(machine: Any, plan: Plan, ring: Any) -> list[Operands]:
+def load_weights(machine: Any, plan: Plan, thread: Any, ring: Any) -> list[Operands]:
     """A warp's weights as left operands, for each of its tiles of outputs.
 
     Args:
       ring: where the chunks of weights lie, one after another.
     """
-    strip, share, _ = position(machine, plan)
-    turned = _turned(machine, plan)
+    strip, share, _ = position(machine, plan, thread)
+    turned = _turned(machine, plan, thread)
     rows, pitch, line = plan.slot_in
     found = []
     for tile in range(plan.tiles_of_warp):
@@ -56,7 +57,7 @@ def load_weights(machine: Any, plan: Plan, ring: Any) -> list[Operands]:
             row = machine.multiply(machine.remainder(first, plan.row_groups), GROUP)
             start = machine.add(ring, machine.multiply(chunk, 2 * rows * pitch * line))
             row = machine.add(row, turned)
-            halves.append(_load(machine, plan, start, row, strip))
+            halves.append(_load(machine, plan, thread, start, row, strip))
         low, high = halves
         found.append(
             [
@@ -75,16 +76,16 @@ def load_weights(machine: Any, plan: Plan, ring: Any) -> list[Operands]:
     return found
 
 
-def load_vectors(machine: Any, plan: Plan, start: Any) -> Operands:
+def load_vectors(machine: Any, plan: Plan, thread: Any, start: Any) -> Operands:
     """A warp's 8 vectors of a tile as right operands.
 
     Args:
       start: where the tile lies.
     """
-    strip, _, rows = position(machine, plan)
-    g, _ = machine.lane()
+    strip, _, rows = position(machine, plan, thread)
+    g, _ = _lane(machine, thread)
     row = machine.add(machine.multiply(rows, GROUP), g)
-    return _load(machine, plan, start, row, strip)
+    return _load(machine, plan, thread, start, row, strip)
 
 
 def multiply(
@@ -98,7 +99,13 @@ def multiply(
 
 
 def store(
-    machine: Any, plan: Plan, sums: list[Any], start: Any, tile: int, dtype: Any
+    machine: Any,
+    plan: Plan,
+    thread: Any,
+    sums: list[Any],
+    start: Any,
+    tile: int,
+    dtype: Any,
 ) -> None:
     """Rounds the sums of a tile of outputs and puts neighbours side by side.
 
@@ -108,10 +115,11 @@ def store(
       tile: which one of the warp's tiles of outputs.
       dtype: of y.
     """
-    strip, share, rows = position(machine, plan)
-    _, t = machine.lane()
+    strip, share, rows = position(machine, plan, thread)
+    _, t = _lane(machine, thread)
     first = machine.add(
-        machine.multiply(share, TILE * plan.tiles_of_warp), _turned(machine, plan)
+        machine.multiply(share, TILE * plan.tiles_of_warp),
+        _turned(machine, plan, thread),
     )
     row = machine.add(machine.multiply(rows, GROUP), machine.multiply(t, 2))
     pitch = plan.slot_out[1]
@@ -124,12 +132,19 @@ def store(
         ]
         feature = TILE * tile + 8 * half
         here = machine.add(row, odd)
-        at, offset = _place(machine, plan, pitch, here, first, feature, strip)
-        machine.store_shared(machine.add(start, at), offset, words)
+        at, offset = _place(machine, plan, start, pitch, here, first, feature, strip)
+        machine.store_shared(at, offset, words)
 
 
 def load_bias(
-    machine: Any, plan: Plan, bias: Any, block: Any, output: Any, k: Any, tile: int
+    machine: Any,
+    plan: Plan,
+    thread: Any,
+    bias: Any,
+    block: Any,
+    output: Any,
+    k: Any,
+    tile: int,
 ) -> list[Any]:
     """The bias of a tile's sums, in the order of `multiply`.
 
@@ -140,9 +155,10 @@ def load_bias(
       tile: which one of the warp's tiles of outputs.
     """
     _, b, _, d = plan.shape
-    strip, share, _ = position(machine, plan)
+    strip, share, _ = position(machine, plan, thread)
     first = machine.add(
-        machine.multiply(share, TILE * plan.tiles_of_warp), _turned(machine, plan)
+        machine.multiply(share, TILE * plan.tiles_of_warp),
+        _turned(machine, plan, thread),
     )
     k = machine.add(k, machine.multiply(strip, plan.width))
     halves = []
@@ -155,9 +171,15 @@ def load_bias(
     return [halves[n // 2][k] for k in range(plan.width) for n in range(4)]
 
 
-def _turned(machine: Any, plan: Plan) -> Any:
+def _lane(machine: Any, thread: Any) -> tuple[Any, Any]:
+    """g and t of the lane 4g + t."""
+    g = machine.bit_and(machine.shift_right(thread, 2), 7)
+    return g, machine.bit_and(thread, 3)
+
+
+def _turned(machine: Any, plan: Plan, thread: Any) -> Any:
     """The output, of 8, that the lane's part g stands for."""
-    g, _ = machine.lane()
+    g, _ = _lane(machine, thread)
     turn = plan.output_turn
     if not turn:
         return g
@@ -165,9 +187,11 @@ def _turned(machine: Any, plan: Plan) -> Any:
     return machine.add(left, machine.shift_right(g, 3 - turn))
 
 
-def _load(machine: Any, plan: Plan, start: Any, row: Any, strip: Any) -> Operands:
+def _load(
+    machine: Any, plan: Plan, thread: Any, start: Any, row: Any, strip: Any
+) -> Operands:
     """Entries of a row for each neighbour, in pairs along the inputs."""
-    _, t = machine.lane()
+    _, t = _lane(machine, thread)
     mine = machine.multiply(t, plan.input_of_lane)
     pitch = plan.slot_in[1]
     found: Operands = [[] for _ in range(plan.width)]
@@ -175,8 +199,7 @@ def _load(machine: Any, plan: Plan, start: Any, row: Any, strip: Any) -> Operand
         vectors = []
         for q in range(4):
             feature = plan.input(step, q)
-            at, offset = _place(machine, plan, pitch, row, mine, feature, strip)
-            at = machine.add(start, at)
+            at, offset = _place(machine, plan, start, pitch, row, mine, feature, strip)
             vectors.append(machine.load_shared(at, offset, plan.width // 2))
         for k in range(plan.width):
             word, half = divmod(k, 2)
@@ -192,35 +215,39 @@ def _load(machine: Any, plan: Plan, start: Any, row: Any, strip: Any) -> Operand
 def _place(
     machine: Any,
     plan: Plan,
+    start: Any,
     pitch: int,
     row: Any,
     mine: Any,
     feature: int,
     strip: Any,
 ) -> tuple[Any, int]:
-    """Where in a tile a strip's neighbours are, as bytes in a register and a constant.
+    """Where in a tile a strip's neighbours are, as a register and a constant.
 
     Args:
+      start: where the tile lies.
       pitch: lines from one row to the next.
       row: of the tile.
       mine: the lane's part of the input or output; it and `feature` have no bits in
-        common, nor carries between them.
+        common.
       feature: the rest of it, the same for all lanes.
       strip: which neighbours.
     """
-    per_line, size = plan.per_line, 2 * plan.line
+    per_line, size, each = plan.per_line, 2 * plan.line, 2 * plan.config.neighbours
     lines, within = divmod(feature, per_line)
     line = machine.add(machine.multiply(row, pitch), lines % 8)
-    byte = machine.add(
-        machine.multiply(strip, 2 * plan.width), within * 2 * plan.config.neighbours
-    )
+    byte = machine.multiply(strip, 2 * plan.width)
     if per_line == 1:
         line = machine.add(line, mine)
     else:
         line = machine.add(line, machine.divide(mine, per_line))
         inside = machine.remainder(mine, per_line)
-        byte = machine.add(byte, machine.multiply(inside, 2 * plan.config.neighbours))
+        byte = machine.add(byte, machine.multiply(inside, each))
     if size > 16:  # As TMA swizzles: by bits 7 and up of the address.
         turn = machine.remainder(machine.divide(line, 128 // size), size // 16)
         byte = machine.bit_xor(byte, machine.multiply(turn, 16))
-    return machine.add(machine.multiply(line, size), byte), (lines - lines % 8) * size
+    at = machine.add(start, machine.add(machine.multiply(line, size), byte))
+    # Bits that nothing was added to, so that addresses with and without share a
+    # register outside of the loop.
+    at = machine.bit_xor(at, within * each) if within else at
+    return at, (lines - lines % 8) * size

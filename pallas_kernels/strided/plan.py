@@ -220,9 +220,7 @@ def plan(shape: Sequence[int], batch: int, config: Config) -> Plan:
     a, b, c, d = shape
     found = Plan((a, b, c, d), batch, config)
     neighbours, cluster = config.neighbours, config.cluster
-    for name, size in (("b", b), ("c", c), ("d", d)):
-        _require(size % 8 == 0, f"{name} must be a multiple of 8, got {size}")
-    _require(c <= MAX_INPUTS, f"c must be at most {MAX_INPUTS}, got {c}")
+    check_shape(shape)
     _require(
         neighbours in NEIGHBOURS and d % neighbours == 0,
         f"neighbours must be one of {NEIGHBOURS} that divides d = {d}, got "
@@ -252,6 +250,14 @@ def plan(shape: Sequence[int], batch: int, config: Config) -> Plan:
         f"{found.smem_bytes} bytes of shared memory are more than {SMEM_BYTES}",
     )
     return found
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises NotImplementedError for patterns that no configuration is for."""
+    _, b, c, d = shape
+    for name, size in (("b", b), ("c", c), ("d", d)):
+        _require(size % 8 == 0, f"{name} must be a multiple of 8, got {size}")
+    _require(c <= MAX_INPUTS, f"c must be at most {MAX_INPUTS}, got {c}")
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -115,16 +115,17 @@ def test_lanes(shape):
     to = start + size_in
     for warp in range(WARPS):
         machine = lane_machine.Machine(shared, warp)
-        weights = lanes.load_weights(machine, found, 0)
+        weights = lanes.load_weights(machine, found, machine.thread, 0)
         machine.wavefronts = machine.fewest = 0
-        vectors = lanes.load_vectors(machine, found, start)
+        vectors = lanes.load_vectors(machine, found, machine.thread, start)
         for tile, of_tile in enumerate(weights):
             sums = lanes.multiply(machine, found, of_tile, vectors, dtype)
             offsets = lanes.load_bias(
-                machine, found, bias, a - 1, rank * outputs, k, tile
+                *(machine, found, machine.thread),
+                *(bias, a - 1, rank * outputs, k, tile),
             )
             sums = [x + y for x, y in zip(sums, offsets, strict=True)]
-            lanes.store(machine, found, sums, to, tile, dtype)
+            lanes.store(machine, found, machine.thread, sums, to, tile, dtype)
         # 4 neighbours are 8 bytes of 16, for all lanes the same half of the banks.
         assert machine.wavefronts == machine.fewest * (8 // found.width)
     y = copy_out(
