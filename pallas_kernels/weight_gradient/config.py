@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.common import chip
 from pallas_kernels.common.chip import Chip
+from pallas_kernels.common.tiles import Shape
 from pallas_kernels.common.zipped_products import EIGHT, TILE
 from pallas_kernels.weight_gradient import cost
 from pallas_kernels.weight_gradient.plan import (
     ROOM,
     Config,
     Plan,
-    Shape,
     make_plan,
 )
 
@@ -120,8 +120,8 @@ def _filled(plan: Plan, device: Chip) -> Plan:
     """With shares for one wave of CTAs, if not more, and all stages that fit."""
     resident = device.resident(math.prod(plan.config.cluster))
     most = max(1, resident // math.prod(plan.clusters))
-    turns = max(-(-plan.steps // most), min(plan.steps, _FEWEST_TURNS))
-    shares = most if turns > _FEWEST_TURNS else -(-plan.steps // turns)
+    turns = max(1, -(-plan.steps // most), min(plan.steps, _FEWEST_TURNS))
+    shares = most if turns > _FEWEST_TURNS else max(1, -(-plan.steps // turns))
     stages = max(1, min(_MOST_STAGES, turns, ROOM // plan.stage_bytes))
     config = dataclasses.replace(plan.config, shares=shares, stages=stages)
     return make_plan(plan.shape, plan.batch, config)
