@@ -16,15 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.common import compat
-from pallas_kernels.weight_gradient.config import (
-    Config,
-    check_supported,
-    default_config,
-)
+from pallas_kernels.weight_gradient.config import check_supported, default_config
 from pallas_kernels.weight_gradient.kernel import partial_sums
-from pallas_kernels.weight_gradient.plan import make_plan
-
-__all__ = ["Config", "default_config", "weight_gradient"]
+from pallas_kernels.weight_gradient.plan import Config, make_plan
 
 
 def weight_gradient(

@@ -56,7 +56,9 @@ def partial_sums(x: jax.Array, dy: jax.Array, plan: Plan) -> jax.Array:
         # One feature's row after the other, or lines that are full of them.
         unit = (LINE,) if plan.has_whole_lines else (2, config.neighbours)
         width = 2 * plan.row
-        swizzle = (plgpu.SwizzleTransform(width),) if width > 16 else ()
+        swizzle: tuple[Any, ...] = ()
+        if width > 16:
+            swizzle = (plgpu.SwizzleTransform(width),)  # type: ignore[abstract]
         return plgpu.SMEM(
             (stages, features // plan.merged, plan.depth, *unit),
             x.dtype,
@@ -117,7 +119,7 @@ def _body(
             (x, x_slab, l, "j", config.cluster[0]),
         ):
             lines = to.shape[1]
-            at = (
+            at: Any = (
                 vectors,
                 place[0],
                 pl.ds(first // TILE * (TILE // plan.merged), lines),

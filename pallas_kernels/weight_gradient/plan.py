@@ -4,13 +4,11 @@ import dataclasses
 import functools
 import math
 
+from pallas_kernels.common.tiles import MAX_COPY, SMEM_BYTES, Shape
 from pallas_kernels.common.zipped_products import DEPTH, EIGHT, LINE, TILE, Warps
 
-ROOM = 232_448 - 1024  # Bytes of shared memory that a CTA has, barriers apart.
-_MOST_COPIED = 256  # Along an axis, by a TMA copy.
+ROOM = SMEM_BYTES - 1024  # Barriers apart.
 _WARPGROUPS = {1: 3, 2: 2}  # At most, by how many times 64 sums a thread has.
-
-Shape = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +126,8 @@ def make_plan(shape: Shape, batch: int, config: Config) -> Plan:
     Raises:
       NotImplementedError: if the kernel cannot do it; the message says why.
     """
-    _, b, c, d = shape
-    if b % TILE or c % TILE or d % EIGHT:
-        raise _unsupported(shape, "wants b and c of whole 16 and d of whole 8")
     found = (config.neighbours, config.outputs, config.inputs)
-    if d % config.neighbours or config.neighbours not in (8, 16, 32, 64):
+    if shape[3] % config.neighbours or config.neighbours not in (8, 16, 32, 64):
         raise _unsupported(shape, f"wants 8, 16, 32 or 64 neighbours of d, got {found}")
     if config.outputs % TILE or config.inputs % TILE:
         raise _unsupported(shape, f"wants tiles of whole 16 features, got {found}")
@@ -162,11 +157,11 @@ def make_plan(shape: Shape, batch: int, config: Config) -> Plan:
         (config.inputs, config.cluster[0]),
     ):
         lines = features // plan.merged
-        if lines > _MOST_COPIED or lines % others:
+        if lines > MAX_COPY or lines % others:
             raise _unsupported(
                 shape,
                 f"copies {lines} lines of features, which must be at most "
-                f"{_MOST_COPIED} and come apart for {others} CTAs of a cluster",
+                f"{MAX_COPY} and come apart for {others} CTAs of a cluster",
             )
     return plan
 
