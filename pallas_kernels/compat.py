@@ -29,11 +29,15 @@ _gpu_only_p.def_impl(jax.jit(_gpu_only_p.bind))
 batching.defvectorized(_gpu_only_p)
 
 
+def is_interpreted() -> bool:
+    """Whether kernels traced here will run in JAX's interpreter of GPU kernels."""
+    return _config.pallas_tpu_interpret_mode_context_manager.value is not None
+
+
 def _lower(ctx: mlir.LoweringRuleContext, x: Any) -> list[Any]:
     # The interpreter of GPU kernels, which tests run, works on a CPU too.
-    interpreted = _config.pallas_tpu_interpret_mode_context_manager.value is not None
     platforms = ctx.module_context.platforms
-    if not interpreted and tuple(platforms) != ("cuda",):
+    if not is_interpreted() and tuple(platforms) != ("cuda",):
         raise NotImplementedError(
             "the kernel is for NVIDIA GPUs, from Hopper on, but was lowered for "
             f"{', '.join(platforms)}"

@@ -1,0 +1,248 @@
+"""Instructions of a thread in Lane semantics: registers, shared memory, mma.sync.
+
+`plgpu.mma` wants one operand for all four warps of a warpgroup. Kernels in which every
+warp has blocks of its own are written with these, inside `by_lanes`. Numbers are LLVM
+values of 32 bits, or Python integers where only a constant is given. Code for a lane
+takes this module as an argument, so that tests run it on NumPy arrays of 32 lanes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, vector
+
+from pallas_kernels import compat
+
+_SHARED, _GLOBAL = 3, 1  # Address spaces.
+_PTX = {"bfloat16": "bf16", "float16": "f16"}
+
+
+def by_lanes(
+    arrays: Callable[..., Any], *, arg_types: Sequence[Any], return_type: Any = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A part of a kernel by lanes, which the interpreter does with arrays.
+
+    Args:
+      arrays: does in the interpreter what the decorated function does on a chip.
+      arg_types, return_type: as `plgpu.inline_mgpu` takes them.
+    """
+
+    def decorate(lanes: Callable[..., Any]) -> Callable[..., Any]:
+        if compat.is_interpreted():
+            return arrays
+        on_chip: Callable[..., Any] = plgpu.inline_mgpu(
+            arg_types=tuple(arg_types), return_type=return_type
+        )(lanes)
+        return on_chip
+
+    return decorate
+
+
+def kept_type(count: int, dtype: jax.typing.DTypeLike) -> Any:
+    """The type of so many registers of each thread, for `by_lanes`."""
+    return plgpu.ShapeDtypeStruct(
+        (128 * count,), jnp.dtype(dtype), layout=kept_layout(count)
+    )
+
+
+def kept_layout(count: int) -> Any:
+    """The layout of so many registers of each thread, for `by_lanes`."""
+    return plgpu.Layout.WG_STRIDED((128 * count,), vec_size=1)
+
+
+def keep(registers: Sequence[Any]) -> Any:
+    """Registers as an array, to be carried around or changed entry by entry."""
+    kind = ir.VectorType.get((1,), registers[0].type)
+    vectors = np.empty(len(registers), dtype=object)
+    for at, register in enumerate(registers):
+        vectors[at] = vector.broadcast(kind, register)
+    return mgpu.FragmentedArray(
+        _registers=vectors,
+        _layout=kept_layout(len(registers)).to_mgpu(),
+        _is_signed=True if registers[0].type == _i32() else None,
+    )
+
+
+def kept(array: Any) -> list[Any]:
+    """The inverse of `keep`."""
+    return [_entry(register, 0) for register in array.registers.flat]
+
+
+def scalar(array: Any) -> Any:
+    """The number that a splat argument of `by_lanes` is."""
+    (register,) = array.registers.flat
+    return register
+
+
+# --- Integers -------------------------------------------------------------------------
+
+
+def warp() -> Any:
+    """Number of the warp in the CTA."""
+    return shift_right(mgpu.utils.thread_idx(), 5)
+
+
+def lane() -> tuple[Any, Any]:
+    """Parts g and t of the lane 4g + t, as the fragments of mma.sync name them."""
+    number = bit_and(mgpu.utils.thread_idx(), 31)
+    return shift_right(number, 2), bit_and(number, 3)
+
+
+def add(x: Any, y: Any) -> Any:
+    return arith.addi(_value(x), _value(y))
+
+
+def multiply(x: Any, y: Any) -> Any:
+    return arith.muli(_value(x), _value(y))
+
+
+def divide(x: Any, by: int) -> Any:
+    """Quotient of numbers that are not negative."""
+    return arith.divui(_value(x), _value(by))
+
+
+def remainder(x: Any, by: int) -> Any:
+    """What is left of `divide`."""
+    return arith.remui(_value(x), _value(by))
+
+
+def minimum(x: Any, y: Any) -> Any:
+    return arith.minui(_value(x), _value(y))
+
+
+def bit_and(x: Any, y: Any) -> Any:
+    return arith.andi(_value(x), _value(y))
+
+
+def bit_xor(x: Any, y: Any) -> Any:
+    return arith.xori(_value(x), _value(y))
+
+
+def shift_left(x: Any, by: int) -> Any:
+    return arith.shli(_value(x), _value(by))
+
+
+def shift_right(x: Any, by: int) -> Any:
+    return arith.shrui(_value(x), _value(by))
+
+
+# --- Tensor core ----------------------------------------------------------------------
+
+
+def mma(
+    sums: Sequence[Any] | None, a: Sequence[Any], b: Sequence[Any], dtype: Any
+) -> list[Any]:
+    """mma.sync m16n8k16 of a warp: sums + a b.
+
+    Args:
+      sums: 4 registers of float32, or None for zeros.
+      a: left operand (16, 16), 4 registers with two entries each.
+      b: right operand (16, 8), 2 registers.
+      dtype: of the operands, bfloat16 or float16.
+    """
+    f32, kind = ir.F32Type.get(), _PTX[jnp.dtype(dtype).name]
+    if sums is None:
+        sums = [arith.constant(f32, ir.FloatAttr.get(f32, 0.0))] * 4
+    found = llvm.inline_asm(
+        llvm.StructType.get_literal([f32] * 4),
+        [*a, *b, *sums],
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+        "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        has_side_effects=False,
+    )
+    return [llvm.extractvalue(f32, found, [n]) for n in range(4)]
+
+
+def pair(low: Any, high: Any, half: int) -> Any:
+    """Lower (half = 0) or upper halves of two registers, side by side in one."""
+    return llvm.inline_asm(
+        _i32(),
+        [low, high],
+        f"prmt.b32 $0, $1, $2, {0x7632 if half else 0x5410:#x};",
+        "=r,r,r",
+        has_side_effects=False,
+    )
+
+
+def round_pair(low: Any, high: Any, dtype: Any) -> Any:
+    """Two float32 rounded to bfloat16 or float16, in one register."""
+    return llvm.inline_asm(
+        _i32(),
+        [high, low],
+        f"cvt.rn.{_PTX[jnp.dtype(dtype).name]}x2.f32 $0, $1, $2;",
+        "=r,f,f",
+        has_side_effects=False,
+    )
+
+
+# --- Memory ---------------------------------------------------------------------------
+
+
+def address(ref: Any) -> Any:
+    """Where in shared memory a ref begins."""
+    return llvm.ptrtoint(_i32(), mgpu.utils.memref_ptr(ref))
+
+
+def load_shared(at: Any, offset: int, words: int) -> list[Any]:
+    """1, 2 or 4 registers from an address that is a multiple of their size."""
+    found = llvm.load(_words(words), _pointer(at, offset), alignment=4 * words)
+    return [_entry(found, n) for n in range(words)]
+
+
+def store_shared(at: Any, offset: int, registers: Sequence[Any]) -> None:
+    """The inverse of `load_shared`."""
+    words = vector.from_elements(_words(len(registers)), list(registers))
+    llvm.store(words, _pointer(at, offset), alignment=4 * len(registers))
+
+
+def load_wide(ref: Any, element: Any, count: int) -> list[Any]:
+    """Neighbouring entries of an array in HBM, of a float type, as float32.
+
+    Args:
+      ref: the array; its bytes must be aligned to those of the entries together.
+      element: number of the first one, below 2**31.
+      count: how many.
+    """
+    kind = ir.MemRefType(ref.type).element_type
+    start = llvm.addrspacecast(
+        llvm.PointerType.get(_GLOBAL), mgpu.utils.memref_ptr(ref)
+    )
+    at = llvm.getelementptr(
+        start.type, start, [element], [-(2**31)], kind, llvm.GEPNoWrapFlags.none
+    )
+    size = count * mgpu.utils.bitwidth(kind) // 8
+    found = llvm.load(ir.VectorType.get((count,), kind), at, alignment=min(size, 16))
+    f32 = ir.F32Type.get()
+    if kind != f32:
+        found = arith.extf(ir.VectorType.get((count,), f32), found)
+    return [_entry(found, n) for n in range(count)]
+
+
+def _i32() -> Any:
+    return ir.IntegerType.get_signless(32)
+
+
+def _value(x: Any) -> Any:
+    if isinstance(x, int | np.integer):
+        return arith.constant(_i32(), ir.IntegerAttr.get(_i32(), int(x)))
+    return x
+
+
+def _words(count: int) -> Any:
+    return ir.VectorType.get((count,), _i32())
+
+
+def _entry(of: Any, at: int) -> Any:
+    return vector.extract(of, dynamic_position=[], static_position=[at])
+
+
+def _pointer(at: Any, offset: int) -> Any:
+    at = add(at, offset) if offset else at
+    return llvm.inttoptr(llvm.PointerType.get(_SHARED), at)
