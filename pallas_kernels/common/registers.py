@@ -80,6 +80,52 @@ def scalar(array: Any) -> Any:
     return register
 
 
+def words(array: Any) -> np.ndarray:
+    """Each register's words of 32 bits, (registers, words)."""
+    flat = list(array.registers.flat)
+    length = mgpu.utils.bitwidth(flat[0].type) // 32
+    found = np.empty((len(flat), length), dtype=object)
+    for at, register in enumerate(flat):
+        whole = llvm.bitcast(_words(length), register)
+        found[at] = [_entry(whole, n) for n in range(length)]
+    return found
+
+
+def array(entries: np.ndarray, shape: Sequence[int], layout: Any, dtype: Any) -> Any:
+    """An array of which each register's entries are given, or its words of 32 bits.
+
+    Args:
+      entries: (..., entries of a register), in the order of the layout's registers.
+      shape, layout, dtype: of the array.
+    """
+    rows = entries.reshape(-1, entries.shape[-1])
+    found = np.empty(len(rows), dtype=object)
+    kind = ir.VectorType.get((rows.shape[1],), rows[0, 0].type)
+    tiled = layout.to_mgpu()
+    final = ir.VectorType.get(
+        (tiled.vector_length,), mgpu.utils.dtype_to_ir_type(jnp.dtype(dtype))
+    )
+    for at, row in enumerate(rows):
+        register = vector.from_elements(kind, list(row))
+        found[at] = register if kind == final else llvm.bitcast(final, register)
+    return mgpu.FragmentedArray(
+        _registers=found.reshape(tiled.registers_shape(tuple(shape))),
+        _layout=tiled,
+        _is_signed=None,
+    )
+
+
+def fence() -> None:
+    """What follows is not moved before it: loads stay behind products before them."""
+    llvm.inline_asm(
+        ir.Type.parse("!llvm.void"),
+        [],
+        "bar.warp.sync 0xffffffff;",
+        "~{memory}",
+        has_side_effects=True,
+    )
+
+
 # --- Integers -------------------------------------------------------------------------
 
 
