@@ -271,6 +271,43 @@ def load_wide(ref: Any, element: Any, count: int) -> list[Any]:
     return [_entry(found, n) for n in range(count)]
 
 
+def store_wide(
+    ref: Any, row: Any, extent: int, column: Any, entries: Sequence[Any]
+) -> None:
+    """Neighbouring words of a row of an array (rows, extent) of 16 bits in HBM.
+
+    Args:
+      ref: the array, of any shape in that order.
+      row, extent, column: of the first entry; its bytes must be aligned to those of the
+        words together.
+      entries: 1, 2 or 4 words of 32 bits.
+    """
+    i64 = ir.IntegerType.get_signless(64)
+    wide = [arith.extui(i64, one) for one in (row, column)]
+    size = arith.constant(i64, ir.IntegerAttr.get(i64, extent))
+    at = arith.addi(arith.muli(wide[0], size), wide[1])
+    start = llvm.addrspacecast(
+        llvm.PointerType.get(_GLOBAL), mgpu.utils.memref_ptr(ref)
+    )
+    kind = ir.MemRefType(ref.type).element_type
+    place = llvm.getelementptr(
+        start.type, start, [at], [-(2**31)], kind, llvm.GEPNoWrapFlags.none
+    )
+    found = vector.from_elements(_words(len(entries)), list(entries))
+    llvm.store(found, place, alignment=4 * len(entries))
+
+
+def less(x: Any, y: Any) -> Any:
+    """Whether x < y, neither of them negative."""
+    return arith.cmpi(arith.CmpIPredicate.ult, _value(x), _value(y))
+
+
+def where(condition: Any, then: Callable[[], None]) -> None:
+    """Does something in those lanes only in which the condition holds."""
+    with mgpu.when(condition):
+        then()
+
+
 def _i32() -> Any:
     return ir.IntegerType.get_signless(32)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels import arguments, compat
 from pallas_kernels.blocks import loadable
 from pallas_kernels.epilogue import Activation
-from pallas_kernels.fused import last
+from pallas_kernels.fused import first, last
 from pallas_kernels.fused.config import Config, check, check_batch, default_config
 from pallas_kernels.fused.plan import plan as plan_for
 
@@ -59,7 +59,7 @@ def fused(
     if config is None:
         config = default_config(shapes, x.dtype, batch, axis=axis, precision=precision)
     check(plan, config)
-    y = last.launch(
+    y = (last if axis == -1 else first).launch(
         compat.gpu_only(x),
         *factors,
         None if bias is None else loadable(bias),

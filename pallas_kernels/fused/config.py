@@ -99,9 +99,8 @@ def check_batch(plan: Plan, batch: int) -> None:
     """Raises NotImplementedError unless the batch can be cut into tiles."""
     if plan.axis == -1 or not batch:
         return
-    if batch % 8 or batch < plan.rows:
+    if batch % 8:
         raise NotImplementedError(
-            "fused: features first, vectors are stored 8 at a time in tiles of "
-            f"{plan.rows}: the batch must be a multiple of 8 of at least {plan.rows}, "
-            f"got {batch}"
+            "fused: features first, TMA moves rows of whole 16 bytes: the batch must be "
+            f"a multiple of 8, got {batch}"
         )

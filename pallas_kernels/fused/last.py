@@ -207,6 +207,8 @@ def left_values(plan: Plan, h: jax.Array, w: jax.Array, *bias: jax.Array) -> jax
 class Kernel:
     """One warpgroup's part of a launch."""
 
+    cta: Any
+    wg: Any
     plan: Plan
     config: Config
     activation: Activation | None
@@ -254,16 +256,12 @@ class Kernel:
         plgpu.wait_smem_to_gmem(0)
 
     @property
-    def wg(self) -> Any:
-        return jax.lax.axis_index("wg")
-
-    @property
     def mine(self) -> Any:
-        cta = jax.lax.axis_index("cta")
-        return jax.lax.div(self.num_tiles - cta + self.config.ctas - 1, self.config.ctas)
+        ctas = self.config.ctas
+        return jax.lax.div(self.num_tiles - self.cta + ctas - 1, ctas)
 
     def rows_of(self, turn: Any) -> Any:
-        tile = jax.lax.axis_index("cta") + turn * self.config.ctas
+        tile = self.cta + turn * self.config.ctas
         return pl.ds(pl.multiple_of(tile * self.plan.rows, 16), self.plan.rows)
 
     def meet(self) -> None:
@@ -400,6 +398,8 @@ def launch(
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
         *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, phase = refs
         Kernel(
+            jax.lax.axis_index("cta"),
+            jax.lax.axis_index("wg"),
             plan,
             config,
             activation,
