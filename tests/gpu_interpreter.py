@@ -10,6 +10,7 @@ from jax._src.interpreters import mlir
 from jax._src.pallas.mosaic_gpu.core import ClusterRefTransform
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.primitives import mma_p
+from jax._src.state.types import ReshapeTransform, TransposeTransform
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import compat
@@ -45,11 +46,63 @@ def _get_from_peer(
         key = np.array(key)
         [[key[_BLOCK]]] = [peer.idxs for peer in peers]
         transforms = tuple(t for t in transforms if t not in peers)
-    return _get(token, mesh_location, thread, key, transforms, *args, **kwargs)
+    transforms, view = _viewed(transforms)
+    token, found = _get(token, mesh_location, thread, key, transforms, *args, **kwargs)
+    return token, np.ascontiguousarray(_view(np.asarray(found), view))
 
 
-# Nor does it know peers, though it runs the CTAs of a cluster side by side.
+_swap = gpu_callbacks._swap
+
+
+def _swap_view(
+    token: Any,
+    mesh_location: Any,
+    thread: Any,
+    key: Any,
+    transforms: tuple[Any, ...],
+    value: Any,
+    mask: Any,
+    **kwargs: Any,
+) -> Any:
+    """Writes through reshapes and transposes."""
+    transforms, view = _viewed(transforms)
+    if view:
+        memory = gpu_callbacks._get_shared_memory()
+        owner = gpu_callbacks.HostAllocationKey.from_array(key)
+        shape = memory.access(owner, jax.tree.map(int, transforms)).shape
+        places = _view(np.arange(np.prod(shape)).reshape(shape), view)
+        straight = np.empty(shape, np.asarray(value).dtype)
+        straight.reshape(-1)[places] = value
+        value = straight
+    token, old = _swap(
+        token, mesh_location, thread, key, transforms, value, mask, **kwargs
+    )
+    return token, np.ascontiguousarray(_view(np.asarray(old), view))
+
+
+def _viewed(transforms: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What is accessed, and how it is looked at: from the first reshape on."""
+    transforms = tuple(gpu_callbacks._remove_noop_transforms(transforms))
+    reshapes = [isinstance(t, ReshapeTransform) for t in transforms]
+    at = reshapes.index(True) if any(reshapes) else len(transforms)
+    return transforms[:at], transforms[at:]
+
+
+def _view(array: np.ndarray, transforms: tuple[Any, ...]) -> np.ndarray:
+    for transform in transforms:
+        if isinstance(transform, ReshapeTransform):
+            array = array.reshape(transform.shape)
+        elif isinstance(transform, TransposeTransform):
+            array = array.transpose(transform.permutation)
+        else:  # An index of everything.
+            assert all(s.start == 0 and s.stride == 1 for s in transform.indices)
+            assert transform.get_indexer_shape() == array.shape
+    return array
+
+
+# Nor does it know peers, though it runs the CTAs of a cluster side by side; nor reshapes.
 gpu_callbacks._get = _get_from_peer
+gpu_callbacks._swap = _swap_view
 
 
 # It holds tiled memory without its tiles, but does not know this name for that.

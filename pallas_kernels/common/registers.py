@@ -17,7 +17,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
+<<<<<<< HEAD
 from pallas_kernels.common import compat
+=======
+from pallas_kernels.common import compat
+>>>>>>> fused
 
 _SHARED, _GLOBAL = 3, 1  # Address spaces.
 _PTX = {"bfloat16": "bf16", "float16": "f16"}
@@ -80,6 +84,7 @@ def scalar(array: Any) -> Any:
     return register
 
 
+<<<<<<< HEAD
 THREAD = plgpu.Layout.WG_STRIDED((128,), vec_size=1)
 
 
@@ -113,6 +118,68 @@ def thread() -> jax.Array:
 # --- Integers -------------------------------------------------------------------------
 
 
+=======
+def words(array: Any) -> np.ndarray:
+    """Each register's words of 32 bits, (registers, words)."""
+    flat = list(array.registers.flat)
+    length = mgpu.utils.bitwidth(flat[0].type) // 32
+    found = np.empty((len(flat), length), dtype=object)
+    for at, register in enumerate(flat):
+        whole = llvm.bitcast(_words(length), register)
+        found[at] = [_entry(whole, n) for n in range(length)]
+    return found
+
+
+def array(entries: np.ndarray, shape: Sequence[int], layout: Any, dtype: Any) -> Any:
+    """An array of which each register's entries are given, or its words of 32 bits.
+
+    Args:
+      entries: (..., entries of a register), in the order of the layout's registers.
+      shape, layout, dtype: of the array.
+    """
+    rows = entries.reshape(-1, entries.shape[-1])
+    found = np.empty(len(rows), dtype=object)
+    kind = ir.VectorType.get((rows.shape[1],), rows[0, 0].type)
+    tiled = layout.to_mgpu()
+    final = ir.VectorType.get(
+        (tiled.vector_length,), mgpu.utils.dtype_to_ir_type(jnp.dtype(dtype))
+    )
+    for at, row in enumerate(rows):
+        register = vector.from_elements(kind, list(row))
+        found[at] = register if kind == final else llvm.bitcast(final, register)
+    return mgpu.FragmentedArray(
+        _registers=found.reshape(tiled.registers_shape(tuple(shape))),
+        _layout=tiled,
+        _is_signed=None,
+    )
+
+
+def fence() -> None:
+    """What follows is not moved before it: loads stay behind products before them."""
+    llvm.inline_asm(
+        ir.Type.parse("!llvm.void"),
+        [],
+        "bar.warp.sync 0xffffffff;",
+        "~{memory}",
+        has_side_effects=True,
+    )
+
+
+# --- Integers -------------------------------------------------------------------------
+
+
+def warp() -> Any:
+    """Number of the warp in the CTA."""
+    return shift_right(mgpu.utils.thread_idx(), 5)
+
+
+def lane() -> tuple[Any, Any]:
+    """Parts g and t of the lane 4g + t, as the fragments of mma.sync name them."""
+    number = bit_and(mgpu.utils.thread_idx(), 31)
+    return shift_right(number, 2), bit_and(number, 3)
+
+
+>>>>>>> fused
 def add(x: Any, y: Any) -> Any:
     return arith.addi(_value(x), _value(y))
 
@@ -167,7 +234,11 @@ def mma(
     """
     f32, kind = ir.F32Type.get(), _PTX[jnp.dtype(dtype).name]
     if sums is None:
+<<<<<<< HEAD
         sums = [mgpu.utils.c(0.0, f32)] * 4
+=======
+        sums = [arith.constant(f32, ir.FloatAttr.get(f32, 0.0))] * 4
+>>>>>>> fused
     found = llvm.inline_asm(
         llvm.StructType.get_literal([f32] * 4),
         [*a, *b, *sums],
@@ -244,13 +315,57 @@ def load_wide(ref: Any, element: Any, count: int) -> list[Any]:
     return [_entry(found, n) for n in range(count)]
 
 
+<<<<<<< HEAD
+=======
+def store_wide(
+    ref: Any, row: Any, extent: int, column: Any, entries: Sequence[Any]
+) -> None:
+    """Neighbouring words of a row of an array (rows, extent) of 16 bits in HBM.
+
+    Args:
+      ref: the array, of any shape in that order.
+      row, extent, column: of the first entry; its bytes must be aligned to those of the
+        words together.
+      entries: 1, 2 or 4 words of 32 bits.
+    """
+    i64 = ir.IntegerType.get_signless(64)
+    wide = [arith.extui(i64, one) for one in (row, column)]
+    size = arith.constant(i64, ir.IntegerAttr.get(i64, extent))
+    at = arith.addi(arith.muli(wide[0], size), wide[1])
+    start = llvm.addrspacecast(
+        llvm.PointerType.get(_GLOBAL), mgpu.utils.memref_ptr(ref)
+    )
+    kind = ir.MemRefType(ref.type).element_type
+    place = llvm.getelementptr(
+        start.type, start, [at], [-(2**31)], kind, llvm.GEPNoWrapFlags.none
+    )
+    found = vector.from_elements(_words(len(entries)), list(entries))
+    llvm.store(found, place, alignment=4 * len(entries))
+
+
+def less(x: Any, y: Any) -> Any:
+    """Whether x < y, neither of them negative."""
+    return arith.cmpi(arith.CmpIPredicate.ult, _value(x), _value(y))
+
+
+def where(condition: Any, then: Callable[[], None]) -> None:
+    """Does something in those lanes only in which the condition holds."""
+    with mgpu.when(condition):
+        then()
+
+
+>>>>>>> fused
 def _i32() -> Any:
     return ir.IntegerType.get_signless(32)
 
 
 def _value(x: Any) -> Any:
     if isinstance(x, int | np.integer):
+<<<<<<< HEAD
         return mgpu.utils.c(int(x), _i32())
+=======
+        return arith.constant(_i32(), ir.IntegerAttr.get(_i32(), int(x)))
+>>>>>>> fused
     return x
 
 

@@ -1,0 +1,1 @@
+"""Two factors in one launch, their weights in registers."""
