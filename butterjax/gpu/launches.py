@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain, Pattern
-from pallas_kernels import factor, radix, strided
+from pallas_kernels import factor, fused, radix, strided
 from pallas_kernels.common import arguments, pieces
 from pallas_kernels.common.epilogue import Activation
 from pallas_kernels.factor.plan import embed
@@ -26,8 +26,8 @@ _SMALL_BLOCK = 8
 # features are too far apart for TMA.
 _FEW_NEIGHBOURS = 12
 
-Kernel = Literal["factor", "radix", "strided"]
-Config = factor.Config | radix.Config | strided.Config
+Kernel = Literal["factor", "fused", "radix", "strided"]
+Config = factor.Config | fused.Config | radix.Config | strided.Config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,6 +193,8 @@ def _run(
         case "factor":
             (w,) = factors
             return factor.factor(x, w, **options)
+        case "fused":
+            return fused.fused(x, factors, **options)
         case "radix":
             return radix.radix(x, factors, **options)
         case "strided":
@@ -251,10 +253,11 @@ def _launch_of(
     **kwargs: Any,
 ) -> Launch:
     """The launch for factors that share one; raises if there is none."""
-    if len(run) > 1:
-        raise NotImplementedError(f"no kernel takes {run.shapes} in one launch")
-    (pattern,) = run
     options = {"axis": axis, **kwargs}
+    if len(run) > 1:
+        on_chip = fused.default_config(run.shapes, dtype, **options)
+        return Launch("fused", partition, run, on_chip)
+    (pattern,) = run
     if _is_merged(pattern, dtype, axis, options["out_dtype"]):
         # Tensor cores have next to nothing to multiply, and zeros would be written
         # between weights. What `radix` does not take, of blocks too large for it or of

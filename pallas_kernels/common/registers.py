@@ -17,11 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
-<<<<<<< HEAD
 from pallas_kernels.common import compat
-=======
-from pallas_kernels.common import compat
->>>>>>> fused
 
 _SHARED, _GLOBAL = 3, 1  # Address spaces.
 _PTX = {"bfloat16": "bf16", "float16": "f16"}
@@ -84,7 +80,6 @@ def scalar(array: Any) -> Any:
     return register
 
 
-<<<<<<< HEAD
 THREAD = plgpu.Layout.WG_STRIDED((128,), vec_size=1)
 
 
@@ -118,7 +113,6 @@ def thread() -> jax.Array:
 # --- Integers -------------------------------------------------------------------------
 
 
-=======
 def words(array: Any) -> np.ndarray:
     """Each register's words of 32 bits, (registers, words)."""
     flat = list(array.registers.flat)
@@ -179,7 +173,6 @@ def lane() -> tuple[Any, Any]:
     return shift_right(number, 2), bit_and(number, 3)
 
 
->>>>>>> fused
 def add(x: Any, y: Any) -> Any:
     return arith.addi(_value(x), _value(y))
 
@@ -234,11 +227,7 @@ def mma(
     """
     f32, kind = ir.F32Type.get(), _PTX[jnp.dtype(dtype).name]
     if sums is None:
-<<<<<<< HEAD
         sums = [mgpu.utils.c(0.0, f32)] * 4
-=======
-        sums = [arith.constant(f32, ir.FloatAttr.get(f32, 0.0))] * 4
->>>>>>> fused
     found = llvm.inline_asm(
         llvm.StructType.get_literal([f32] * 4),
         [*a, *b, *sums],
@@ -315,8 +304,6 @@ def load_wide(ref: Any, element: Any, count: int) -> list[Any]:
     return [_entry(found, n) for n in range(count)]
 
 
-<<<<<<< HEAD
-=======
 def store_wide(
     ref: Any, row: Any, extent: int, column: Any, entries: Sequence[Any]
 ) -> None:
@@ -354,18 +341,13 @@ def where(condition: Any, then: Callable[[], None]) -> None:
         then()
 
 
->>>>>>> fused
 def _i32() -> Any:
     return ir.IntegerType.get_signless(32)
 
 
 def _value(x: Any) -> Any:
     if isinstance(x, int | np.integer):
-<<<<<<< HEAD
         return mgpu.utils.c(int(x), _i32())
-=======
-        return arith.constant(_i32(), ir.IntegerAttr.get(_i32(), int(x)))
->>>>>>> fused
     return x
 
 

@@ -1,1 +1,5 @@
-"""Two factors in one launch, their weights in registers."""
+"""Two factors in one launch, intermediates on chip, their weights in registers."""
+
+from pallas_kernels.fused.api import fused as fused
+from pallas_kernels.fused.config import Config as Config
+from pallas_kernels.fused.config import default_config as default_config
