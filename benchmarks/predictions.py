@@ -182,11 +182,10 @@ def _seconds(launch: Launch, timed: Timed, chip: Chip) -> float:
 
 
 def _of_kernel(name: str) -> tuple[Callable[..., Any], Cost]:
-    if name != "factor":
-        raise NotImplementedError(f"no cost is known of the kernel {name!r}")
-    tiles = importlib.import_module("pallas_kernels.factor.plan")
-    cost = importlib.import_module("pallas_kernels.factor_cost")
-    return tiles.Config, cost.predicted_seconds
+    room = f"pallas_kernels.{name}"
+    config = importlib.import_module(f"{room}.config").Config
+    cost: Cost = importlib.import_module(f"{room}.cost").predicted_seconds
+    return config, cost
 
 
 def halves(cases: Iterable[Case]) -> tuple[list[Case], list[Case]]:
