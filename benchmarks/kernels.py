@@ -95,9 +95,8 @@ def _other_products() -> tuple[factor.Config, ...]:
     """For blocks that wgmma multiplies: tiles of it, and mma.sync to compare with.
 
     Two warpgroups with the largest tile that they have registers for; three, and
-    weights that two CTAs share; resident weights; several blocks at a time, so that
-    none need to be put in order; two CTAs of a multiprocessor, of which one computes
-    while the other stores.
+    weights that two CTAs share; resident weights; two CTAs of a multiprocessor, of
+    which one computes while the other stores.
     """
     wgmma = factor.Config(
         *(128, 256, 64),
@@ -111,17 +110,7 @@ def _other_products() -> tuple[factor.Config, ...]:
     return (
         wgmma,
         replace(wgmma, rows=192, split_rows=3, stages=3, cluster=2),
-        replace(wgmma, batch_first=True, resident=True, ordered=True),
-        *(
-            factor.Config(
-                *(64, features, 32, blocks),
-                split_features=2,
-                stages=2,
-                cluster=4,
-                cluster_features=2,
-            )
-            for features, blocks in ((64, 8), (128, 4))
-        ),
+        replace(wgmma, batch_first=True, resident=True),
         factor.Config(*(128, 256, 32), split_rows=2, m_warps=1, stages=6),
         replace(wgmma, rows=192, split_rows=3, stages=3),
         replace(wgmma, features=128, stages=3, out_stages=1, ctas=264),
@@ -156,24 +145,19 @@ KERNELS = {
                 "(4,1024,256,16)",
                 "(96,192,192,4)",
                 "(3,264,520,1)",
-                # Neighbouring blocks at a time: all six, or some of many.
-                "(1,96,96,6)",
-                "(1,64,64,64)",
+                "(1,96,96,6)",  # All six neighbouring blocks at a time.
             ),
             grid={
                 "rows": (64, 128, 256),
                 "features": (32, 64, 128),
                 "depth": (16, 32, 64),
-                "blocks": (1, 2, 3, 4, 6, 8, 12, 16),
                 "split_rows": (1, 2, 4),
                 "split_features": (1, 2, 3),
                 "m_warps": (1, 2, 4),
                 "stages": (2, 3, 4, 6),
-                "slots": (1, 2),
                 "out_stages": (1, 2),
                 "batch_first": (False, True),
                 "resident": (False, True),
-                "ordered": (False, True),
                 "cluster": (1, 2, 4),
                 "cluster_features": (1, 2, 4),
                 "ctas": (132, 264),

@@ -182,11 +182,10 @@ def _seconds(launch: Launch, timed: Timed, chip: Chip) -> float:
 
 
 def _of_kernel(name: str) -> tuple[Callable[..., Any], Cost]:
-    if name != "factor":
-        raise NotImplementedError(f"no cost is known of the kernel {name!r}")
-    tiles = importlib.import_module("pallas_kernels.factor.plan")
-    cost = importlib.import_module("pallas_kernels.factor_cost")
-    return tiles.Config, cost.predicted_seconds
+    room = f"pallas_kernels.{name}"
+    config = importlib.import_module(f"{room}.config").Config
+    cost: Cost = importlib.import_module(f"{room}.cost").predicted_seconds
+    return config, cost
 
 
 def halves(cases: Iterable[Case]) -> tuple[list[Case], list[Case]]:
@@ -220,3 +219,38 @@ def order(cases: Sequence[Case], chip: Chip, *, apart: float = 0.15) -> tuple[in
             pairs += 1
             right += (one.predict(chip) > other.predict(chip)) == (ratio > 1)
     return right, pairs
+
+
+# What is fitted, as nothing measures it by itself: and the steps that it is tried in.
+FITTED = {
+    "trip_seconds": 0.1e-6,
+    "meeting_seconds": 0.02e-6,
+    "launch_seconds": 0.25e-6,
+    "overlap": 0.5,
+    "instructions_per_clock": 0.25,
+    "line_clocks": 0.25,
+}
+
+
+def loss(cases: Iterable[Case], chip: Chip) -> float:
+    """What is made small by the fit: the mean error."""
+    return statistics.mean(case.error(chip) for case in cases)
+
+
+def fit(cases: Sequence[Case], chip: Chip) -> Chip:
+    """The chip with the constants of `FITTED` that suit the cases, from those it has.
+
+    Steps one constant at a time up or down for as long as that makes the loss smaller.
+    """
+    least, found = loss(cases, chip), True
+    while found:
+        found = False
+        for field, step in FITTED.items():
+            for change in (-step, step):
+                value = round(getattr(chip, field) + change, 12)
+                if value <= 0 or (field == "instructions_per_clock" and value > 4):
+                    continue
+                other = dataclasses.replace(chip, **{field: value})
+                if (error := loss(cases, other)) < 0.999 * least:
+                    least, chip, found = error, other, True
+    return chip

@@ -288,14 +288,9 @@ def _is_merged(
     out_dtype: jnp.dtype | None,
 ) -> bool:
     """Whether `factor` would merge blocks, or take the pattern in no way."""
-    given, result = arguments.check_dtypes("factor", dtype, out_dtype)
+    given, _ = arguments.check_dtypes("factor", dtype, out_dtype)
     try:
-        seen = embed(
-            pattern.shape,
-            feature_first=axis == 0,
-            item_in=given.itemsize,
-            item_out=result.itemsize,
-        )
+        seen = embed(pattern.shape, feature_first=axis == 0, item_in=given.itemsize)
     except NotImplementedError:
         return True
     return seen.merged_a * seen.merged_d > 1

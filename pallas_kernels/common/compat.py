@@ -315,9 +315,8 @@ def unzip_operands(
     With two inputs for a lane they are in order.
 
     Args:
-      x: 16 inputs, in panels: (panels, rows, 4·inputs·blocks) or
-        (panels, rows, 4·inputs, blocks); of 16 bits, or float32 that is to be cut into
-        pieces; in the layout `zipped_operands`.
+      x: 16 inputs, in panels: (panels, rows, 4·inputs·blocks); of 16 bits, or float32
+        that is to be cut into pieces; in the layout `zipped_operands`.
       operand: left (rows, 16) or right (16, rows).
       blocks: how many.
       m_warps: warps of a warpgroup along the rows of the product.
@@ -333,35 +332,27 @@ def zipped_operands(
     operand: Literal["LHS", "RHS"], shape: Sequence[int], m_warps: int, itemsize: int
 ) -> Any:
     """The layout in which `unzip_operands` takes an array of that shape."""
-    panels, _, *last = shape
+    panels, _, width = shape
     down = 16 * m_warps if operand == "LHS" else 8 * (4 // m_warps)
     rows = 16 if operand == "LHS" else 8
-    flat = len(last) == 1
-    mine = (last[0] // 4, *last[1:])
     tiles = [
-        (panels, down, *last),
-        (panels, rows, *last),
-        (1, 8, *last),
-        (1, 1, *mine),
-        (math.gcd(mine[-1], 16 // itemsize),),
+        (panels, down, width),
+        (panels, rows, width),
+        (1, 8, width),
+        (1, 1, width // 4),
+        (math.gcd(width // 4, 16 // itemsize),),
     ]
-    warps = (-12 if flat else -16, replicated(4 // m_warps))
+    warps = (-12, replicated(4 // m_warps))
     if operand == "RHS":
-        warps = (replicated(m_warps), -12 if flat else -16)
-    return tiled_layout(
-        tiles,
-        warp_dims=warps,
-        lane_dims=(-6, -5) if flat else (-8, -7),
-        vector_dim=-1,
-    )
+        warps = (replicated(m_warps), -12)
+    return tiled_layout(tiles, warp_dims=warps, lane_dims=(-6, -5), vector_dim=-1)
 
 
 def unzip_bias(x: jax.Array, blocks: int, layout: Any) -> list[jax.Array]:
     """The bias of each of neighbouring blocks' outputs, from what lies zipped.
 
     Args:
-      x: (panels, 8·blocks) or (panels, 8, blocks), of eight outputs each, in the layout
-        `zipped_bias`.
+      x: (panels, 8·blocks), of eight outputs each, in the layout `zipped_bias`.
       blocks: how many.
       layout: of the sums' columns.
     """
@@ -371,20 +362,17 @@ def unzip_bias(x: jax.Array, blocks: int, layout: Any) -> list[jax.Array]:
 
 def zipped_bias(shape: Sequence[int], m_warps: int, itemsize: int) -> Any:
     """The layout in which `unzip_bias` takes an array of that shape."""
-    last = shape[1:]
-    entries = last[0] // 4 if len(last) == 1 else last[1]
-    mine = (entries,) if len(last) == 1 else (2, entries)
+    _, width = shape
     tiles = [
-        (4 // m_warps, *last),
-        (1, *last),
-        (1, *mine),
-        (math.gcd(entries, 16 // itemsize),),
+        (4 // m_warps, width),
+        (1, width),
+        (1, width // 4),
+        (math.gcd(width // 4, 16 // itemsize),),
     ]
-    lane, warp = (-4, -7) if len(last) == 1 else (-6, -10)
     return tiled_layout(
         tiles,
-        warp_dims=(replicated(m_warps), warp),
-        lane_dims=(replicated(8), lane),
+        warp_dims=(replicated(m_warps), -7),
+        lane_dims=(replicated(8), -4),
         vector_dim=-1,
     )
 
@@ -396,7 +384,7 @@ def zip_sums(
 
     Args:
       parts: one for each of the neighbouring blocks.
-      shape: (columns / 8, rows, 8·blocks) or (columns / 8, rows, 8, blocks).
+      shape: (columns / 8, rows, 8·blocks).
       m_warps: warps of a warpgroup along the rows.
     """
     layout = zipped_sums(shape, m_warps, parts[0].dtype.itemsize)
@@ -406,21 +394,18 @@ def zip_sums(
 
 def zipped_sums(shape: Sequence[int], m_warps: int, itemsize: int) -> Any:
     """The layout in which `zip_sums` returns an array of that shape."""
-    _, _, *last = shape
-    flat = len(last) == 1
-    entries = last[0] // 4 if flat else last[1]
-    mine = (entries,) if flat else (2, entries)
+    _, _, width = shape
     tiles = [
-        (4 // m_warps, 16 * m_warps, *last),
-        (1, 16, *last),
-        (1, 8, *last),
-        (1, 1, *mine),
-        (math.gcd(entries, 16 // itemsize),),
+        (4 // m_warps, 16 * m_warps, width),
+        (1, 16, width),
+        (1, 8, width),
+        (1, 1, width // 4),
+        (math.gcd(width // 4, 16 // itemsize),),
     ]
     return tiled_layout(
         tiles,
-        warp_dims=(-12, -13) if flat else (-16, -17),
-        lane_dims=(-6, -5) if flat else (-8, -7),
+        warp_dims=(-12, -13),
+        lane_dims=(-6, -5),
         vector_dim=-1,
     )
 

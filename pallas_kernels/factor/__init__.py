@@ -2,4 +2,4 @@
 
 from pallas_kernels.factor.api import default_config as default_config
 from pallas_kernels.factor.api import factor as factor
-from pallas_kernels.factor.plan import Config as Config
+from pallas_kernels.factor.config import Config as Config

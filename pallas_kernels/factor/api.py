@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from pallas_kernels.common import arguments, compat, pieces, tuned
 from pallas_kernels.common.epilogue import Activation
 from pallas_kernels.factor import weights
-from pallas_kernels.factor.cost import best_config
+from pallas_kernels.factor.config import Config
 from pallas_kernels.factor.kernel import launch, view
-from pallas_kernels.factor.plan import Config, tiling
+from pallas_kernels.factor.plan import tiling
+from pallas_kernels.factor.search import best_config
 
 
 def factor(

@@ -10,9 +10,8 @@ Plain Python integers. They arrive in one of three ways:
 
 A factor w (a, b, c, d) has neighbouring blocks interleaved: the weights of one output
 and one input lie next to one another for all d blocks. The product wants each block by
-itself, in rows of inputs. To arrange them, a warpgroup takes a *unit* at a time: some
-outputs, a panel of inputs, and all blocks that are wanted. A thread loads neighbours
-along d, up to 16 bytes, and stores each where its block is.
+itself, in rows of inputs. To arrange one, a warpgroup takes a *unit* at a time: some
+outputs and a panel of inputs.
 """
 
 import dataclasses
@@ -20,7 +19,8 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from pallas_kernels.common import chips, tiles
+from pallas_kernels.common import tiles
+from pallas_kernels.common.chip import SECTOR
 
 Arrival = Literal["fetched", "arranged", "ordered"]
 
@@ -47,9 +47,9 @@ def arrival(factor: tiles.Factor, *, as_given: bool, by_cta: bool) -> Arrival:
     return "arranged" if by_cta else "ordered"
 
 
-def run_bytes(run: int, d: int, itemsize: int) -> int:
-    """Bytes of L2 that are read for `run` of d neighbours: whole sectors of these."""
-    return min(itemsize * d, max(chips.SECTOR, itemsize * run))
+def run_bytes(d: int, itemsize: int) -> int:
+    """Bytes of L2 that are read for one of d neighbours: a sector, if there are."""
+    return min(itemsize * d, SECTOR)
 
 
 def rounds(weights: int, warpgroups: int) -> int:
@@ -74,7 +74,6 @@ class Units:
       parts: of the outputs, one part for each warpgroup's share of a tile.
       panels: of the inputs; a unit has all of a panel.
       rows: outputs of a unit; several units make a part.
-      vector: neighbours in memory that one load takes.
       warps: along rows and columns of a unit; others repeat the work.
       lanes: of a warp, the same.
     """
@@ -82,7 +81,6 @@ class Units:
     parts: Segment
     panels: Segment
     rows: int
-    vector: int
     warps: tuple[int, int]
     lanes: tuple[int, int]
 
@@ -91,7 +89,7 @@ class Units:
         """Weights of a unit that a thread holds at a time."""
         (down, across), lanes = self.warps, self.lanes
         repeats = 128 // (down * across * lanes[0] * lanes[1])
-        return self.rows * self.panels.length * self.vector * repeats // 128
+        return self.rows * self.panels.length * repeats // 128
 
     @property
     def count(self) -> int:
@@ -100,31 +98,26 @@ class Units:
         return self.parts.count * per_part * self.panels.count
 
 
-def units(
-    rows: int, part: int, columns: int, panel: int, run: int, itemsize: int
-) -> tuple[Units, ...] | None:
-    """Cuts blocks into units.
+def units(rows: int, part: int, columns: int, panel: int) -> tuple[Units, ...] | None:
+    """Cuts a block into units.
 
     Args:
       rows, part: outputs, and into how many at a time they are cut.
       columns, panel: the same of the inputs.
-      run: weights next to one another that are wanted, which begin at multiples of it.
-      itemsize: bytes of a weight.
 
     Returns:
       Units of all sizes that occur; None if sizes are so odd that few threads could
       work and each would hold too much.
     """
-    vector = vector_of(run, itemsize)
     found = tuple(
-        units_of(some_rows, some_columns, vector)
+        units_of(some_rows, some_columns)
         for some_rows in _segments(rows, part)
         for some_columns in _segments(columns, panel)
     )
     return found if all(one.held <= _MOST_HELD for one in found) else None
 
 
-def units_of(parts: Segment, panels: Segment, vector: int) -> Units:
+def units_of(parts: Segment, panels: Segment) -> Units:
     """Cuts segments into units, as large as leaves each thread `HELD` weights."""
     # Along the inputs first, which are nearest to one another in memory.
     lanes_across = math.gcd(panels.length, 32)
@@ -134,7 +127,7 @@ def units_of(parts: Segment, panels: Segment, vector: int) -> Units:
     warps, lanes = (warps_down, warps_across), (lanes_down, lanes_across)
 
     def of(rows: int) -> Units:
-        return Units(parts, panels, rows, vector, warps, lanes)
+        return Units(parts, panels, rows, warps, lanes)
 
     # Rows are swizzled by eights, which is where units may begin.
     down = warps_down * lanes_down
@@ -145,11 +138,6 @@ def units_of(parts: Segment, panels: Segment, vector: int) -> Units:
         key=lambda one: one.rows,
         default=choices[0],
     )
-
-
-def vector_of(run: int, itemsize: int) -> int:
-    """How many of a run of neighbours one load takes."""
-    return math.gcd(run, 16 // itemsize)
 
 
 def _segments(extent: int, part: int) -> Iterator[Segment]:

@@ -27,32 +27,27 @@ def deal(units: int, warpgroups: int, take: Callable[[jax.Array], None]) -> None
 
 def move(
     units: Units,
-    run: int,
-    source: Callable[[int], Any],
-    store: Callable[[int, jax.Array], None],
+    source: Any,
+    target: Any,
 ) -> None:
-    """Moves one unit: loads neighbours along d together, and stores them one by one.
+    """Moves one unit of a block's weights.
 
     Args:
       units: what the unit is like.
-      run: neighbours along d that are wanted.
-      source: the part (rows, columns, `units.vector`) of w in HBM that begins with
-        neighbour number n of these.
-      store: takes the (rows, columns) weights of neighbour number n.
+      source: the part (rows, columns, 1) of w in HBM.
+      target: where it belongs, (rows, columns) in shared memory.
     """
-    layout = _layout(units)
-    for first in range(0, run, units.vector):
-        value = plgpu.load(source(first), layout=layout, optimized=False)
-        for n, plane in enumerate(compat.unstack_vector(value), first):
-            store(n, plane)
+    value = plgpu.load(source, layout=_layout(units), optimized=False)
+    (plane,) = compat.unstack_vector(value)
+    target[...] = plane
 
 
 def _layout(units: Units) -> Any:
-    """How a unit, (rows, columns, vector), lies in a warpgroup's registers."""
+    """How a unit, (rows, columns, 1), lies in a warpgroup's registers."""
     (warps_down, warps_across), lanes = units.warps, units.lanes
     block = (warps_down * lanes[0], warps_across * lanes[1])
     return compat.tiled_layout(
-        [(*block, units.vector), (*lanes, units.vector)],
+        [(*block, 1), (*lanes, 1)],
         warp_dims=(-6, -5, compat.replicated(4 // (warps_down * warps_across))),
         lane_dims=(-3, -2, compat.replicated(32 // (lanes[0] * lanes[1]))),
         vector_dim=-1,

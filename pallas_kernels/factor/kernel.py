@@ -9,20 +9,19 @@
     y in HBM ◀──TMA── slab ◀──stmatrix, or blocks zipped── bias, activation ◀──────┘
 
 An item of work is a tile of `rows` vectors by `features` outputs of one block, or of
-`blocks` neighbours along d, summed over chunks of `depth` inputs. CTAs stay and take
+all d neighbours, summed over chunks of `depth` inputs. CTAs stay and take
 items until there are none left; the first warpgroup fetches `stages` chunks ahead,
 across the ends of items, and stores go out while the next item is computed. Where all
 weights of a block fit beside the rest (`resident`), a CTA keeps them while the batch
 goes by, and fetches x only. See `pallas_kernels.factor.plan` for the three ways from x
 to the tensor core; in short: where a block of x is contiguous along features
 (feature-last, d = 1) or along the batch (feature-first), it is multiplied as it was
-fetched. Of a feature-last x with d > 1 neighbouring blocks are taken together: their
+fetched. Of a feature-last x all d blocks, which are few, are taken together: their
 features lie zipped, in x, w and y alike, so a thread loads what all blocks have of an
 input side by side and parts it in its registers into an operand for each
-(`compat.unzip_operands`), and zips the sums before it stores them. Of a feature-first x
-neighbours may be taken together for the sake of w, whose blocks lie zipped then, too.
-float32 is multiplied in bfloat16 pieces. Operands are split in registers as they are
-loaded, but a feature-first x goes through the turned buffer in pieces.
+(`compat.unzip_operands`), and zips the sums before it stores them. float32 is
+multiplied in bfloat16 pieces. Operands are split in registers as they are loaded, but a
+feature-first x goes through the turned buffer in pieces.
 
 Blocks of 128 × 128 and more are multiplied by wgmma, if they are of 16 bits and do not
 lie zipped: it reads both operands where TMA put them, x with the vectors or the
@@ -42,9 +41,7 @@ already, neighbouring ones are parted in registers, and resident ones of a featu
 array may be put in order by the CTA that keeps them. Only where that loses, for large
 feature-first blocks in large batches, XLA writes w in order before the launch: see
 `pallas_kernels.factor.weights`. Neighbours are merged into larger blocks where b or c
-is far below 16, or where a feature-last array has a d above 12 that is no multiple of 8
-(of float32, above 7 and no multiple of 4), or rows of b·d or c·d features that are no
-multiple of 8; those, too, XLA writes, unless `pallas_kernels.radix` takes them.
+is far below 16; those, too, XLA writes, unless `pallas_kernels.radix` takes them.
 
 Bytes per vector and block, with s = itemsize, p pieces of 16 bits (1, 2 or 3), and
 T = ⌈b / features⌉:
@@ -52,25 +49,22 @@ T = ⌈b / features⌉:
     HBM    s·(b + c), x read once and y written once: the floor. For T > 1 the tiles of
            outputs run at about the same time, so that x comes from L2 but once.
     L2     s·(T·c + b) + s·b·c / (rows·cluster); nearly no weights if they are
-           resident. Where items have but 16 bytes of neighbours, of sectors of 32, x
-           and weights count twice.
+           resident.
     SMEM   TMA writes what L2 gave, and reads s·b; each operand of the product is read
            by every warp that needs it: x by split_features · (4 or fewer) warps,
            weights by split_rows · (4 or fewer); y is written once. The turned buffer
            adds s·c + 4p·c. wgmma reads x split_features times, and weights once for
            each 64 vectors: s·(c·T·split_features + b·c / 64).
 
-Shared memory: `stages` · s·depth·blocks·(rows + features), slabs of y (with wgmma 8 KB
-for each warpgroup and out_stage), and where the turned buffer is used about
-2p·rows·depth for each of its slots; see `Tiling.smem_bytes`.
+Shared memory: `stages` · s·depth·(rows + features), times d where blocks lie zipped,
+slabs of y (with wgmma 8 KB for each warpgroup and out_stage), and where the turned
+buffer is used about 2p·rows·depth; see `Tiling.smem_bytes`.
 
 Bank conflicts: none between TMA, ldmatrix and stmatrix, by swizzles of the width of the
 panels that slabs consist of, and by padding in the turned buffer; nor where blocks lie
-zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart. Of 32 bytes
-two rows meet in the same banks, unless a swizzle of whole rows parts them: 16
-neighbours out of more, 8 of float32, or 8 of a feature-first x out of more. That takes
-twice the time, as ldmatrix's loads and stores of float32 do. Zipped sums of 8 or 16
-neighbours out of more are stored two rows to a bank.
+zipped in 16, 24 or 48 bytes, as rows of a panel are four times that apart, or, of 32
+bytes, a swizzle of whole rows parts them. ldmatrix's loads and stores of float32 take
+twice the time.
 """
 
 import dataclasses
@@ -90,7 +84,8 @@ from pallas_kernels.common.epilogue import Activation, activate
 from pallas_kernels.common.slabs import slab
 from pallas_kernels.factor import arranging
 from pallas_kernels.factor import weights as factor_weights
-from pallas_kernels.factor.plan import OUTPUTS, WGMMA_ROWS, Tiling
+from pallas_kernels.factor.config import WGMMA_ROWS
+from pallas_kernels.factor.plan import OUTPUTS, Tiling
 
 _EPILOGUE_STEP = 16  # Outputs that wgmma's sums are finished for at a time.
 
@@ -100,8 +95,6 @@ def view(plan: Tiling, length: int) -> tuple[int, ...]:
     a, d = plan.factor.a, plan.factor.d
     if plan.feature_first:
         return (a, length, d, plan.batch)
-    if plan.zips_features and not plan.has_whole_runs:
-        return (plan.batch, a, length, d)
     return (plan.batch, a, length * d)
 
 
@@ -122,7 +115,7 @@ def launch(
         return slab((count, *shape), dtype, tiled=config.wgmma)
 
     scratch = {
-        "x_slab": panels(plan.zips_features, config.stages, plan.slab_in, x.dtype),
+        "x_slab": panels(plan.zips, config.stages, plan.slab_in, x.dtype),
         "w_slab": panels(plan.zips, plan.weight_stages, plan.slab_weights, x.dtype),
         "y_slab": slab((lanes, *plan.slab_out), out),
         "loaded": plgpu.Barrier(
@@ -147,7 +140,7 @@ def launch(
     if plan.way == "turned" or config.resident:
         scratch["phase"] = plgpu.Barrier(num_arrivals=config.warpgroups)
     if plan.way == "turned":
-        shape = (config.slots * plan.pieces, *plan.turned)
+        shape = (plan.pieces, *plan.turned)
         scratch["turned"] = plgpu.SMEM(shape, jnp.bfloat16)
     operands = (x, weights) if offsets is None else (x, weights, offsets)
 
@@ -256,17 +249,14 @@ class _Kernel:
             at = jax.lax.rem(serial, config.stages)
             plgpu.barrier_wait(self.loaded.at[at])
             if plan.way == "turned":
-                if config.slots == 1:
-                    self.meet()  # Nobody reads the chunk before any more.
-                self.turn(serial, at)
+                self.meet()  # Nobody reads the chunk before any more.
+                self.turn(at)
                 self.meet()
             weights = self.weights(item, chunk, at)
-            if plan.zips_features:
+            if plan.zips:
                 sums = self.multiply_zipped(at, weights, sums)
-            elif plan.zips:
-                sums = self.multiply_neighbours(serial, at, weights, sums)
             else:
-                sums = self.multiply(serial, at, weights, sums)
+                sums = self.multiply(at, weights, sums)
             plgpu.commit_smem()  # TMA may overwrite what was just read.
             self.release(serial)
             self.fetch(serial + config.stages - self.lag)
@@ -310,8 +300,7 @@ class _Kernel:
         """A chunk of weights in shared memory, of the item's block if not zipped."""
         plan = self.plan
         stage = factor_weights.stage_of(plan, item.feature, chunk, at)
-        slab = self.w_slab.at[stage]
-        return slab if plan.zips else slab.at[:, jax.lax.rem(item.block, plan.kept)]
+        return self.w_slab.at[stage]
 
     def release(self, serial: jax.Array) -> None:
         """Tells that this warpgroup has read chunk `serial`, if anybody waits."""
@@ -347,18 +336,14 @@ class _Kernel:
             index = cta + turn * plan.clusters
         index, feature = _divmod(index, plan.feature_steps)
         if config.batch_first:
-            index, kept = _divmod(index, config.kept)
             group, tile = _divmod(index, plan.batch_steps)
-            group = group * config.kept + kept
         else:
             tile, group = _divmod(index, plan.groups)
         if config.cluster_size > 1:
             tile = tile * config.cluster + jax.lax.axis_index("row")
             column = jax.lax.axis_index("column")
             feature = feature * config.cluster_features + column
-        return _Item(
-            group * config.blocks, feature * config.features, tile * config.rows
-        )
+        return _Item(group * plan.blocks, feature * config.features, tile * config.rows)
 
     def parts(self) -> tuple[jax.Array, jax.Array]:
         """This warpgroup's first output and vector within the tile."""
@@ -387,10 +372,7 @@ class _Kernel:
         plan = self.plan
         before = self.item_of(jnp.maximum(turn - 1, 0))
 
-        def group(item: _Item) -> jax.Array:
-            return jax.lax.div(item.block, plan.kept)
-
-        @pl.when((turn == 0) | (group(item) != group(before)))
+        @pl.when((turn == 0) | (item.block != before.block))
         def _() -> None:
             self.meet()  # Nobody multiplies by the weights at hand any more.
             if plan.arrival == "arranged":
@@ -419,15 +401,14 @@ class _Kernel:
         panels, _, *last = plan.slab_in
         all_rows = pl.ds(item.row, config.rows)
         for p in range(panels):
-            if plan.zips_features:
+            if plan.zips:
                 first = depth + p * plan.panel_depth
                 source = factor_weights.zipped(
-                    self.x.at[all_rows, i], plan, first, k, plan.panel_depth
+                    self.x.at[all_rows, i], plan, first, plan.panel_depth
                 )
             elif plan.feature_first:
-                n, panel = divmod(p, config.rows // last[0])
-                rows = pl.ds(item.row + panel * last[0], last[0])
-                source = self.x.at[i, pl.ds(depth, config.depth), k + n, rows]
+                rows = pl.ds(item.row + p * last[0], last[0])
+                source = self.x.at[i, pl.ds(depth, config.depth), k, rows]
             else:
                 source = self.x.at[all_rows, i, pl.ds(depth + p * last[0], last[0])]
             plgpu.copy_gmem_to_smem(
@@ -457,10 +438,10 @@ class _Kernel:
     def zeros(self) -> list[jax.Array]:
         """Sums, of each block, and there of each panel of vectors."""
         plan = self.plan
-        shape, count = (plan.rows, plan.features), plan.config.blocks
+        shape, count = (plan.rows, plan.features), plan.blocks
         if plan.way != "flat":
             width = plan.slab_in[-1] if plan.way == "columns" else plan.rows
-            shape, count = (plan.features, width), count * (plan.rows // width)
+            shape, count = (plan.features, width), plan.rows // width
         zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout("ACC"))
         return [zero] * count
 
@@ -470,19 +451,16 @@ class _Kernel:
         # float32 is multiplied in pieces, all of 16 bits.
         return layout(jnp.bfloat16, m_warps=self.plan.config.m_warps)
 
-    def turn(self, serial: jax.Array, at: jax.Array) -> None:
+    def turn(self, at: jax.Array) -> None:
         """Brings a chunk of x into the turned buffer, in pieces."""
-        plan, config = self.plan, self.plan.config
+        plan = self.plan
         panels, _, width = plan.slab_in
-        slot = jax.lax.rem(serial, config.slots) * plan.pieces
 
         def take_unit(p: jax.Array) -> None:
-            block, panel = _divmod(p, config.rows // width)
-            inputs = pl.ds(block * config.depth, config.depth)
-            columns = pl.ds(panel * width, width)
+            columns = pl.ds(p * width, width)
             whole = _load(self.x_slab.at[at, p], _turning())
             for n, part in enumerate(self.split(whole)):
-                self.turned.at[slot + n, inputs, columns][...] = part
+                self.turned.at[n, :, columns][...] = part
 
         self.deal(panels, take_unit)
 
@@ -497,7 +475,7 @@ class _Kernel:
         arranging.deal(units, self.plan.config.warpgroups, take)
 
     def multiply(
-        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
+        self, at: jax.Array, weights: Any, sums: list[jax.Array]
     ) -> list[jax.Array]:
         """Adds the products of a chunk to the sums."""
         plan = self.plan
@@ -519,43 +497,12 @@ class _Kernel:
                             sums[m] = plgpu.mma(sums[m], parts[i], w)
                 else:
                     parts = [
-                        self.columns(serial, at, 0, pl.ds(p * width, width), m, piece)
+                        self.columns(at, pl.ds(p * width, width), m, piece)
                         for piece in range(plan.pieces)
                     ]
                     for i, j in pairs:
                         sums[m] = plgpu.mma(sums[m], w_parts[j], parts[i])
         return sums
-
-    def multiply_neighbours(
-        self, serial: jax.Array, at: jax.Array, weights: Any, sums: list[jax.Array]
-    ) -> list[jax.Array]:
-        """The same for neighbouring blocks of a feature-first x, 16 inputs at a time.
-
-        Their weights lie zipped: a tile of the tensor core has those of all blocks.
-        """
-        plan = self.plan
-        feature, _ = self.parts()
-        tile, depth = plan.output_unit, tiles.MMA_K
-        pairs = pieces.products(plan.pieces)
-        starts = range(0, plan.features, tile)
-        panels = len(sums) // plan.config.blocks
-
-        def take_inputs(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-            found = [[one[start : start + tile] for start in starts] for one in sums]
-            for n, start in enumerate(starts):
-                w = self.unzip(weights, "LHS", step, feature + start, tile)
-                for one in range(len(sums)):
-                    block, m = divmod(one, panels)
-                    inputs = pl.ds(step * depth, depth)
-                    x = [
-                        self.columns(serial, at, block, inputs, m, piece)
-                        for piece in range(plan.pieces)
-                    ]
-                    for i, j in pairs:
-                        found[one][n] = plgpu.mma(found[one][n], w[block][j], x[i])
-            return [_joined(parts, axis=0) for parts in found]
-
-        return self.over_inputs(take_inputs, sums)
 
     def multiply_zipped(
         self, at: jax.Array, weights: Any, sums: list[jax.Array]
@@ -607,7 +554,7 @@ class _Kernel:
     ) -> list[Sequence[jax.Array]]:
         """Operands of a step's 16 inputs for each block, in pieces."""
         plan = self.plan
-        m_warps, blocks = plan.config.m_warps, plan.config.blocks
+        m_warps, blocks = plan.config.m_warps, plan.blocks
         panels = tiles.MMA_K // plan.panel_depth
         source = slab.at[pl.ds(step * panels, panels), pl.ds(row, rows)]
         layout = compat.zipped_operands(operand, source.shape, m_warps, plan.item_in)
@@ -649,20 +596,16 @@ class _Kernel:
             found.append((start, self.split(_load(ref, self.layout("LHS")))))
         return found
 
-    def columns(
-        self, serial: jax.Array, at: jax.Array, block: int, inputs: Any, m: int, i: int
-    ) -> jax.Array:
+    def columns(self, at: jax.Array, inputs: Any, m: int, i: int) -> jax.Array:
         """Inputs of a block as a right operand: piece i of panel m of the vectors."""
-        plan, config = self.plan, self.plan.config
+        plan = self.plan
         _, row = self.parts()
         if plan.way == "columns":
             width = plan.slab_in[-1]
-            panel = block * (config.rows // width) + jax.lax.div(row, width) + m
+            panel = jax.lax.div(row, width) + m
             ref = self.x_slab.at[at, panel, inputs]
         else:
-            slot = jax.lax.rem(serial, config.slots) * plan.pieces + i
-            buffer = self.turned.at[slot, pl.ds(block * config.depth, config.depth)]
-            ref = buffer.at[inputs, pl.ds(row, plan.rows)]
+            ref = self.turned.at[i, inputs, pl.ds(row, plan.rows)]
         return _load(ref, self.layout("RHS"))
 
     def finish(self, item: _Item, turn: jax.Array, sums: Any) -> None:
@@ -670,26 +613,18 @@ class _Kernel:
         plan = self.plan
         if plan.config.wgmma:
             self.send_parts(item, turn, sums)
-        elif plan.zips_features:
+        elif plan.zips:
             self.send_zipped(item, turn, sums)
         else:
             feature, _ = self.parts()
-            panels, blocks = len(sums) // plan.config.blocks, plan.config.blocks
-            for n in range(blocks):
-                of_block = dataclasses.replace(item, block=item.block + n)
-                (offsets,) = self.load_offsets(
-                    of_block.block, item.feature + feature, plan.features
-                )
-                values = [
-                    self.epilogue(one, offsets)
-                    for one in sums[n * panels : (n + 1) * panels]
-                ]
-                self.send(of_block, turn * blocks + n, values)
+            first = item.feature + feature
+            (offsets,) = self.load_offsets(item.block, first, plan.features)
+            self.send(item, turn, [self.epilogue(one, offsets) for one in sums])
 
     def load_offsets(self, block: Any, feature: jax.Array, length: int) -> list[Any]:
         """The bias of so many outputs of each block; None if there is none."""
         if self.offsets is None:
-            return [None] * (self.plan.config.blocks if self.plan.zips_features else 1)
+            return [None] * self.plan.blocks
         return factor_weights.load_bias(
             self.offsets, block, feature, length, self.plan, self.layout("ACC")
         )
@@ -790,7 +725,7 @@ class _Kernel:
         """
         plan = self.plan
         feature, row = self.parts()
-        i, k = _divmod(item.block, plan.factor.d)
+        i = jax.lax.div(item.block, plan.blocks)
         slab, tile = self.slab(turn), plan.output_unit
         rows = self.y.at[pl.ds(item.row + row, plan.rows), i]
         panels = tile // OUTPUTS
@@ -811,7 +746,7 @@ class _Kernel:
         count = plan.features // OUTPUTS
         for p in range(count):
             first = item.feature + feature + p * OUTPUTS
-            part = factor_weights.zipped(rows, plan, first, k, OUTPUTS)
+            part = factor_weights.zipped(rows, plan, first, OUTPUTS)
             plgpu.copy_smem_to_gmem(slab.at[p], part, commit_group=p == count - 1)
 
 

@@ -4,47 +4,14 @@
     arranged    w in HBM ──loads of up to 16 bytes──▶ registers ──▶ slab
     ordered     w in HBM ──XLA──▶ (a·d, b, c) in HBM ──TMA──▶ slab
 
-*Fetched* weights need no order but their own: d = 1, or items of several neighbours,
-whose weights are parted in registers. A feature-last x wants such items anyway; a
-feature-first one could do without, and pays for them with smaller tiles of each block.
-*Arranged* ones, resident and of a feature-first array, with s = itemsize, cost a CTA
-b·c·min(s·d, max(32, s·kept)) bytes of L2 whenever it comes to a group of `kept`
-neighbours along d: whole sectors, of which it wants these. CTAs take runs of items, so
-that happens `ctas` + a·d / kept times in all, and while it does, a CTA only fetches x.
-In shared memory it is b·c·kept stores of s bytes, a warp's in different banks.
-*Ordered* ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of memory;
-but then any CTA streams tiles of them, of one block, by wgmma, as many times as it
-likes.
-
-Seconds · 10⁶ that the kernel is predicted to take with the best configuration of each
-kind, next to what HBM takes for x and y, for a feature-first array of 16 bits. Nothing
-has been timed; a launch is taken for 3.
-
-                         batch    x and y   fetched  arranged   ordered
-    (16, 16, 16, 16)    25,088       95.6     129       162       164
-                           256        1.0       1.7       3.1       4.7
-    (1, 64, 64, 16)     25,088       23.9      38.1      40.1      38.5
-                           256        0.2       1.0       2.3       3.8
-    (1, 128, 128, 4)    25,088       11.9      20.6      21.8      19.6
-                         2,048        1.0       2.4       3.9       4.8
-    (1, 128, 128, 16)   25,088       47.8     177        87.5      68.9
-                         2,048        3.9      14.2      32.1       8.7
-                           256        0.5       2.5       5.1       4.3
-    (96, 192, 192, 4)   25,088     1721      4599      2445      2423
-                           256       17.6      51.8      72.1      43.9
-    (1, 256, 256, 4)    25,088       23.9      79.2      61.8      38.8
-                         2,048        2.0       6.9      15.3       6.8
-                           256        0.2       1.8       5.1       4.3
-    (4, 1024, 1024, 16) 25,088     1530     40117   no room      6733
-
-A copy of w has to gain 15 % to be worth its memory. So w is read where it is, but for
-feature-first blocks from about 128 × 128 on, in large batches: there operands of small
-tiles are read from L2 and from shared memory several times as often as by wgmma, on 192
-vectors by 256 outputs of one block. To stream weights of one block as they lie would
-take sectors of 32 bytes for 2 of them, min(d, 16) times the bytes of L2, which binds.
-And if neighbours belonged to the CTAs of a cluster, each of which took its share of all
-blocks from L2 and sent the others theirs, then for each product of 192 × 256 × 64, 768
-clocks of the tensor cores, 28 KB would come from peers, at some 12 bytes a clock.
+*Fetched* weights need no order but their own: d = 1, or neighbours that lie zipped,
+whose weights are parted in registers. *Arranged* ones, resident and of a feature-first
+array, with s = itemsize, cost a CTA b·c·min(s·d, 32) bytes of L2 whenever it comes to a
+block: whole sectors, of which it wants s bytes. CTAs take runs of items, so that
+happens `ctas` + a·d times in all, and while it does, a CTA only fetches x. *Ordered*
+ones cost a launch, 2·s·a·b·c·d bytes of HBM, and s·a·b·c·d bytes of memory; but then
+any CTA streams tiles of them, as many times as it likes: what is needed where a block's
+weights do not fit shared memory beside x.
 
 Merged blocks are ordered too; `butterjax.gpu.plan_launches` sends what it can of
 them to `pallas_kernels.radix`, which reads them as they are.
@@ -75,16 +42,13 @@ def before_launch(w: jax.Array, plan: Tiling) -> jax.Array:
     """The weights as the kernel gets them; only *ordered* ones are moved.
 
     Returns:
-      (a·d, b, c); (a, b, c, d) if threads arrange them or an item has some of the
-      neighbours that lie zipped; (a, b, c·d) if it has all of them.
+      (a·d, b, c); (a, b, c, d) if threads arrange them; (a, b, c·d) if they lie zipped.
     """
     if plan.zips:
         factor = plan.factor
         if plan.arrival == "ordered":
             w = _merged(w, plan)
-        if plan.has_whole_runs:
-            return w.reshape(factor.a, factor.b, factor.c * factor.d)
-        return w
+        return w.reshape(factor.a, factor.b, factor.c * factor.d)
     if plan.arrival == "arranged":
         return w
     if plan.arrival == "fetched":
@@ -110,8 +74,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     may reach beyond the bias.
 
     Returns:
-      (a, b, d); (a·d, b) for wgmma; if features lie zipped, (a, b/8, 8·d), or
-      (a, b/8, 8, d) if an item has some of the neighbours.
+      (a, b, d); (a·d, b) for wgmma; if features lie zipped, (a, b/8, 8·d).
     """
     a, b, d = plan.factor.a, plan.factor.b, plan.factor.d
     more = plan.padded_features - b
@@ -120,10 +83,7 @@ def bias_before_launch(bias: jax.Array, plan: Tiling) -> jax.Array:
     view = loadable(bias).reshape(a, b, d)
     if b % plan.output_unit:
         view = jnp.pad(view, ((0, 0), (0, more), (0, 0)))
-    if plan.zips_features:
-        last = (OUTPUTS * d,) if plan.has_whole_runs else (OUTPUTS, d)
-        view = view.reshape(a, -1, *last)
-    return view
+    return view.reshape(a, -1, OUTPUTS * d) if plan.zips else view
 
 
 def load_bias(
@@ -148,8 +108,8 @@ def load_bias(
         rows = bias.at[block, pl.ds(feature, length)]
         return [plgpu.load(rows, layout=layout.reduce(0), optimized=False)]
     i, k = _divmod(block, plan.factor.d)
-    if plan.zips_features:
-        return _load_zipped_bias(bias, i, k, feature, length, plan, layout)
+    if plan.zips:
+        return _load_zipped_bias(bias, i, feature, length, plan, layout)
     unit, whole = plan.output_unit, bias.shape[1]
     if whole % length:  # Units of outputs that there are not read something else.
         starts = [
@@ -175,23 +135,20 @@ def load_bias(
 def _load_zipped_bias(
     bias: Any,
     i: jax.Array,
-    k: jax.Array,
     feature: jax.Array,
     length: int,
     plan: Tiling,
     layout: Any,
 ) -> list[jax.Array]:
-    config = plan.config
+    m_warps = plan.config.m_warps
     # Outputs that there are not read something else.
     start = jnp.minimum(
         jax.lax.div(feature, OUTPUTS), bias.shape[1] - length // OUTPUTS
     )
     source = bias.at[i, pl.ds(start, length // OUTPUTS)]
-    if not plan.has_whole_runs:
-        source = source.at[:, :, pl.ds(k, config.blocks)]
-    zipped = compat.zipped_bias(source.shape, config.m_warps, bias.dtype.itemsize)
+    zipped = compat.zipped_bias(source.shape, m_warps, bias.dtype.itemsize)
     value = plgpu.load(source, layout=zipped, optimized=False)
-    parts = compat.unzip_bias(value, config.blocks, layout.reduce(0))
+    parts = compat.unzip_bias(value, plan.blocks, layout.reduce(0))
     return [part.astype(jnp.float32) for part in parts]
 
 
@@ -226,27 +183,19 @@ def sources(
     count, *shape = plan.slab_weights
     depth = chunk * plan.config.depth
     if plan.zips:
-        i, k = _divmod(block, plan.factor.d)
-        rows = w.at[i, pl.ds(feature, shape[0])]
+        rows = w.at[jax.lax.div(block, plan.blocks), pl.ds(feature, shape[0])]
         width = plan.panel_depth
-        return [zipped(rows, plan, depth + p * width, k, width) for p in range(count)]
-    blocks, features, width = shape
+        return [zipped(rows, plan, depth + p * width, width) for p in range(count)]
+    features, width = shape
     return [
-        w.at[
-            pl.ds(block, blocks),
-            pl.ds(feature, features),
-            pl.ds(depth + p * width, width),
-        ]
+        w.at[block, pl.ds(feature, features), pl.ds(depth + p * width, width)]
         for p in range(count)
     ]
 
 
-def zipped(rows: Any, plan: Tiling, first: jax.Array, k: jax.Array, count: int) -> Any:
-    """So many features of neighbouring blocks, from the given one and block k on."""
-    if plan.has_whole_runs:
-        d = plan.factor.d
-        return rows.at[:, pl.ds(first * d, count * d)]
-    return rows.at[:, pl.ds(first, count), pl.ds(k, plan.config.blocks)]
+def zipped(rows: Any, plan: Tiling, first: jax.Array, count: int) -> Any:
+    """So many features of all neighbouring blocks, from the given one on."""
+    return rows.at[:, pl.ds(first * plan.blocks, count * plan.blocks)]
 
 
 def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
@@ -255,25 +204,24 @@ def clear(slabs: Any, plan: Tiling, deal: Deal) -> None:
     whole = plan.feature_tiles * config.features, plan.chunks * config.depth
     if whole == (factor.b, factor.c):
         return
-    count, blocks, *shape = plan.slab_weights
+    count, *shape = plan.slab_weights
     layout = plgpu.Layout.MMA_LHS(jnp.bfloat16, m_warps=config.m_warps)
 
     def take_unit(unit: jax.Array) -> None:
-        unit, block = _divmod(unit, blocks)
         at, p = _divmod(unit, count)
         zeros = jnp.zeros(shape, slabs.dtype)
-        slabs.at[at, p, block][...] = plgpu.layout_cast(zeros, layout)
+        slabs.at[at, p][...] = plgpu.layout_cast(zeros, layout)
 
-    deal(plan.weight_stages * count * blocks, take_unit)
+    deal(plan.weight_stages * count, take_unit)
 
 
 def arrange(w: Any, block: jax.Array, slabs: Any, plan: Tiling, deal: Deal) -> None:
-    """Brings all weights of a group of blocks from w into shared memory.
+    """Brings all weights of a block from w into shared memory.
 
     Args:
       w: in HBM, as `before_launch` returns it.
-      block: one of the group.
-      slabs: (feature tiles · chunks, panels, blocks, features, width).
+      block: which.
+      slabs: (feature tiles · chunks, panels, features, width).
       plan: the tiling.
       deal: deals units of work out to the warpgroups.
     """
@@ -286,7 +234,7 @@ def _arrange(
 ) -> None:
     config, width = plan.config, plan.weight_width
     panels_of = config.depth // width
-    i, k = _divmod(jax.lax.div(block, plan.kept) * plan.kept, plan.factor.d)
+    i, k = _divmod(block, plan.factor.d)
 
     def take_unit(unit: jax.Array) -> None:
         unit, start = _divmod(unit, units.parts.length // units.rows)
@@ -298,18 +246,13 @@ def _arrange(
         rows = pl.ds(share * plan.features + start, units.rows)
         columns = pl.ds(0, units.panels.length)
 
-        def source(first: int) -> Any:
-            return w.at[
-                i,
-                pl.ds(part * plan.features + start, units.rows),
-                pl.ds(panel * width, units.panels.length),
-                pl.ds(k + first, units.vector),
-            ]
-
-        def store(n: int, plane: jax.Array) -> None:
-            slabs.at[at, p, n, rows, columns][...] = plane
-
-        arranging.move(units, plan.kept, source, store)
+        source = w.at[
+            i,
+            pl.ds(part * plan.features + start, units.rows),
+            pl.ds(panel * width, units.panels.length),
+            pl.ds(k, 1),
+        ]
+        arranging.move(units, source, slabs.at[at, p, rows, columns])
 
     deal(units.count, take_unit)
 
