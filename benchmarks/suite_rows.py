@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -109,9 +109,9 @@ class Measurer:
         assert isinstance(task, Task)
         tell("compiling kernels", _TO_BUILD)
         work = task.workload
-        coming = self._ahead.pop(work, None)
-        built = coming.result() if coming else compiled(work)
         lost = dict(task.lost)
+        coming = self._ahead.pop(work, None)
+        built = coming.result() if coming else compiled(work, lost)
         for name, kernels in built.items():
             form = Form.of(work, kernels.names)
             if (words := form.excluded_by(task.excluded)) is not None:
@@ -142,15 +142,15 @@ class Measurer:
         if ahead is None or ahead.direction != "forward" or (os.cpu_count() or 1) < 4:
             return
         with_one = ThreadPoolExecutor(1)
-        self._ahead[ahead] = with_one.submit(compiled, ahead)
+        self._ahead[ahead] = with_one.submit(compiled, ahead, ())
         with_one.shutdown(wait=False)
 
 
-def compiled(work: Workload) -> dict[str, _Kernels]:
-    """The implementations with kernels, but for those that refuse or fail."""
+def compiled(work: Workload, lost: Collection[str]) -> dict[str, _Kernels]:
+    """The implementations with kernels that are not lost, and do not refuse or fail."""
     found = {}
     for name in suite_cases.implementations(work):
-        if name not in suite_cases.OURS:
+        if name not in suite_cases.OURS or name in lost:
             continue
         start = time.perf_counter()
         function, shapes = workloads.program(work, name, workloads.shapes(work))
@@ -174,12 +174,13 @@ def after(task: Task, lost: Lost) -> tuple[Task | None, list[results.Row]]:
     """What to do when a process was lost.
 
     Returns:
-      The task without the implementation that was tried, or None and the rows of all
-      where none is to blame.
+      The task without the implementation that was tried, or without those that have
+      kernels where that is not known; or None, and the rows, where none is left.
     """
     names = suite_cases.implementations(task.workload)
-    if lost.doing in names and lost.doing not in task.lost:
-        known = {**task.lost, lost.doing: lost.reason}
-        return dataclasses.replace(task, lost=known), []
     words = f"{lost.reason}, {lost.doing}"
-    return None, lost_rows(task, {**dict.fromkeys(names, words), **task.lost})
+    blamed = [lost.doing] if lost.doing in names else suite_cases.OURS
+    known = {**{name: words for name in blamed if name in names}, **task.lost}
+    if len(known) > len(task.lost):
+        return dataclasses.replace(task, lost=known), []
+    return None, lost_rows(task, {**dict.fromkeys(names, words), **known})
