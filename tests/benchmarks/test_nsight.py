@@ -2,15 +2,22 @@ import pytest
 
 from benchmarks import nsight
 
+HEADER = (
+    *("Address", "Source", "# Samples", "Instructions Executed"),
+    *("L1 Wavefronts Shared", "L1 Wavefronts Shared Ideal"),
+    *("stall_barrier", "stall_long_sb", "stall_selected", "stall_barrier (Not Issued)"),
+)
 # Of Nsight Compute's source page, most columns left out.
-PAGE = """"Kernel Name","body_mosaic_gpu_kernel",
-"Address","Source","# Samples","Instructions Executed","L1 Wavefronts Shared","L1 Wavefronts Shared Ideal","stall_barrier","stall_long_sb","stall_selected","stall_barrier (Not Issued)"
-"0x7f00","      LDSM.16.M88.4 R4, [R2] ","10","64","512","256","0","8","2","0"
-"0x7f10","@P0   HMMA.16816.F32.BF16 R8, R4, R6, R8 ","30","32","0","0","20","0","10","20"
-"Kernel Name","other",
-"Address","Source","# Samples","Instructions Executed","L1 Wavefronts Shared","L1 Wavefronts Shared Ideal","stall_barrier","stall_long_sb","stall_selected","stall_barrier (Not Issued)"
-"0x8f00","      EXIT ","0","1","0","0","0","0","0","0"
-"""
+LINES = (
+    ("Kernel Name", "body_mosaic_gpu_kernel", ""),
+    HEADER,
+    ("0x00", "     LDSM.16.M88.4 R4, [R2] ", 10, 64, 512, 256, 0, 8, 2, 0),
+    ("0x10", "@P0  HMMA.16816.F32.BF16 R8, R4, R6, R8 ", 30, 32, 0, 0, 20, 0, 10, 20),
+    ("Kernel Name", "other", ""),
+    HEADER,
+    ("0x00", "     EXIT ", 0, 1, 0, 0, 0, 0, 0, 0),
+)
+PAGE = "\n".join(",".join(f'"{cell}"' for cell in line) for line in LINES)
 
 
 def test_the_source_page_is_read():

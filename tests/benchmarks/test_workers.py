@@ -53,9 +53,11 @@ def test_what_is_lost_takes_nothing_along():
 
 def test_tasks_may_follow_from_outcomes():
     left, found = ["die"], []
-    for task, outcome in workers.run_all(
-        Job(), lambda: left.pop() if left else None, processes=2
-    ):
+
+    def next_task():
+        return left.pop() if left else None
+
+    for task, outcome in workers.run_all(Job(), next_task, processes=2):
         found.append(task)
         if len(found) == 1:
             assert isinstance(outcome, Lost)
