@@ -26,8 +26,8 @@ from benchmarks.units import Ratio
 from benchmarks.workers import Lost, Tell
 from benchmarks.workloads import Direction, Layout, Workload
 from butterjax.numerics import tolerance
-from pallas_kernels import pieces
-from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.common import pieces
+from pallas_kernels.common.epilogue import Activation, activate
 
 # No multiple of any tile. TMA wants whole 16 bytes where the batch comes last.
 RAGGED = 1000

@@ -13,6 +13,11 @@ _SHARED = ("common", "compat")  # By kernels.
 _FOLDER = pathlib.Path(pallas_kernels.__file__).parent
 
 
+def names() -> tuple[str, ...]:
+    """All kernels that there are, in alphabetical order."""
+    return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/api.py")))
+
+
 def kernels(traced: Any) -> tuple[str, ...]:
     """Names of the kernels in a `jax.stages.Traced`, in alphabetical order.
 

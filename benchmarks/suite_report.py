@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
-from benchmarks import ceilings, jsonl, kernel_checks, kernels, tables, targets
+from benchmarks import ceilings, jsonl, kernel_checks, launched, tables, targets
 from benchmarks.kernel_checks import Form
 from benchmarks.results import Row
 from benchmarks.suite_cases import XLA
@@ -65,9 +65,8 @@ def never_run(rows: Iterable[kernel_checks.Row]) -> list[str]:
         if row.form is not None and row.error is not None
         for kernel in row.form.kernels
     }
-    names = sorted({*kernels.KERNELS, *(kernel for kernel, _, _ in ran)})
     lines = []
-    for name, layout in itertools.product(names, LAYOUTS):
+    for name, layout in itertools.product(launched.names(), LAYOUTS):
         missing = [one for one in DTYPES if (name, one, layout) not in ran]
         if missing:
             lines.append(f"{name}, {layout}: {', '.join(missing)}")

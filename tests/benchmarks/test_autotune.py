@@ -13,7 +13,8 @@ import pytest
 from benchmarks import autotune, kernels
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
-from pallas_kernels import factor, tuned
+from pallas_kernels import factor
+from pallas_kernels.common import tuned
 from tests.benchmarks import rehearsal
 from tests.benchmarks.test_results import row
 

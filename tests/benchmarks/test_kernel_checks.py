@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import butterjax as bj
 from benchmarks import kernel_checks, workloads
 from benchmarks.cases import parse_chain
 from benchmarks.kernel_checks import Check
 from benchmarks.workers import Lost
 from benchmarks.workloads import Workload
+from butterjax.gpu.launches import plan_launches
 from tests import reference
 from tests.benchmarks.test_results import ENVIRONMENT
 
@@ -298,6 +298,6 @@ def test_checks_are_few_and_broad():
 @pytest.mark.parametrize("spec", kernel_checks.CORE)
 def test_each_form_is_launched(spec):
     for layout in workloads.LAYOUTS.values():
-        assert bj.implementations.plan_launches(
+        assert plan_launches(
             parse_chain(spec), dtype="bfloat16", batch=kernel_checks.RAGGED, axis=layout
         )
