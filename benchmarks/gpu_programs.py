@@ -154,11 +154,16 @@ def select(patterns: Sequence[str]) -> list[Case]:
     for pattern in patterns:
         globs = f"{pattern}*"
         found = [case for case in CASES if fnmatch.fnmatchcase(case.name, globs)]
-        chosen |= {case.name: case for case in found or [_new_case(pattern)]}
+        chosen |= {case.name: case for case in found or [new_case(pattern)]}
     return list(chosen.values())
 
 
-def _new_case(name: str) -> Case:
+def new_case(name: str) -> Case:
+    """The case CHAIN/BATCH/DTYPE/LAYOUT.
+
+    Raises:
+      ValueError: if it is none.
+    """
     chain, *rest = name.split("/")
     if len(rest) != 3:
         raise ValueError(f"no case is named {name!r}; see --help")

@@ -1,89 +1,89 @@
 """Checks the hand-written kernels on an NVIDIA GPU, then measures them.
 
-In this order, each part only if all before it are done:
+In this order, within --minutes:
 
-  correctness   every kernel against float64, each dtype and layout, ragged batches,
-                bias and activations, gradients; if anything is wrong, nothing is
-                measured
-  ceilings      bytes copied and multiply-adds done per second, anew in every run
-  fused         chains of two factors, n = 1024, 2048, 4096, bfloat16
-  training      these and some others, forward and backward
-  factors       single factors: patterns of arXiv 2405.15013, float16
-  radix         radix-2 chains
-  chains        other chains, n = 256 to 16384, other dtypes and smaller batches
-  more_factors  single factors in bfloat16 and float32
-  networks      a transformer's MLP block and a whole one, inference and training
+  correctness  what the library launches against float64: each kernel, dtype and
+               layout, ragged batches, bias and activation, gradients
+  ceilings     bytes copied and multiply-adds done per second, anew in every run
+  chains       chains of two factors, n = 1024, 2048, 4096
+  training     the smaller two, forward and backward
+  factors      single factors that should be bound by memory
+  radix        radix-2 chains
+  paper        patterns of arXiv 2405.15013, float16
 
-Kernels are compared with XLA's implementations and with a dense layer of the same size.
+Kernels are compared with XLA's implementations and with a dense layer of the same size,
+all in turn. Each check and each workload has a process of its own: a kernel that
+crashes, or does not come to an end, excludes what launches it, and all else goes on.
 
-  python -m benchmarks.gpu_suite
-  python -m benchmarks.gpu_suite --part=correctness --kernel=chain
-  python -m benchmarks.gpu_suite --check="chain monarch:1024x1024 1000 bfloat16*"
-  python -m benchmarks.gpu_suite --part=factors --factors=904 --layout=feature_last
+  python -m benchmarks.gpu_suite --minutes=9
+  python -m benchmarks.gpu_suite --part=chains --layout=feature_last
+  python -m benchmarks.gpu_suite --check="pallas_chain monarch:1024x1024 *"
+  python -m benchmarks.gpu_suite --profile=monarch:1024x1024/25088/bfloat16/feature_last
 
-It stops after --minutes, with exit status 75 if anything is left. The same command then
-goes on from there: what has been checked or measured is in --output_dir (checks.jsonl,
-ceilings.jsonl, gpu_suite.jsonl, networks.jsonl), a row for each, added as it comes. So
-it does after it was killed; what it was at then comes last, in case that is what killed
-it. The status is 1 if a kernel is wrong, or something failed when all is done. Flags
-narrow what is checked and what is measured alike.
+The same command goes on where it was stopped or killed: what has been checked or
+measured is in --output_dir (checks.jsonl, ceilings.jsonl, gpu_suite.jsonl), a row for
+each, added as it comes. The exit status is 75 if anything is left, and 1 if a kernel is
+wrong or was lost, or something failed.
 
-Needs JAX with CUDA, absl-py, flax, numpy, optax and rich; a GPU from Hopper on.
+The last command runs Nsight Compute (ncu) on what the library launches for the cases
+named, CHAIN/BATCH/DTYPE/LAYOUT, and /forward+backward for training, and nothing else;
+it writes nsight_details.txt and nsight_stalls.txt.
+
+Needs JAX with CUDA, absl-py, numpy, optax, flax and rich; a GPU from Hopper on.
 """
 
+import collections
+import dataclasses
 import fnmatch
-import functools
+import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import (
-    attempts,
     ceilings,
     devices,
     jsonl,
     kernel_checks,
-    kernel_rows,
-    kernels,
-    network_rows,
-    networks,
+    nsight,
     results,
     runs,
     suite_cases,
+    suite_report,
+    suite_rows,
     tables,
     targets,
+    workers,
     workloads,
 )
 from benchmarks.environment import Environment
+from benchmarks.kernel_checks import Form
+from benchmarks.workers import Lost
 
-_MINUTES = 8.0
-_CONTESTANT = 4  # Where in a row's key what comes next tells who was measured.
-_TASK_SECONDS = 120.0  # A workload or a check takes a few.
+_MINUTES = 9.0
+_SECONDS_OF_CHECKS = 150.0  # What is left then, the next run makes first.
+_PARTS = ("correctness", *suite_cases.PARTS)
 
 
 def define_flags() -> None:
     """Defines the flags; only where this is the program, so that others may import."""
     flags.DEFINE_multi_enum(
-        "part",
-        list(suite_cases.PARTS),
-        list(suite_cases.PARTS),
-        "What to do. Correctness always comes first, and what was checked before with "
-        "the same sources counts.",
+        "part", list(_PARTS), list(_PARTS), "What to do; may be given several times."
     )
     flags.DEFINE_string(
         "check",
         "*",
-        "Make only the checks that are written so, * standing for anything, and "
-        "nothing else; their names are the words that tell of a failure.",
+        "Make only the checks that are written so, * standing for anything; their "
+        "names are the words that tell of a failure.",
     )
     flags.DEFINE_multi_enum(
-        "kernel", list(kernels.KERNELS), list(kernels.KERNELS), "Kernels to look at."
-    )
-    flags.DEFINE_multi_enum(
-        "dtype", list(suite_cases.DTYPES), list(suite_cases.DTYPES), "Types to look at."
+        "dtype",
+        list(workloads.DTYPES),
+        list(workloads.DTYPES),
+        "Types to look at.",
     )
     flags.DEFINE_multi_enum(
         "layout",
@@ -92,17 +92,17 @@ def define_flags() -> None:
         "Layouts to look at.",
     )
     flags.DEFINE_integer(
-        "factors",
-        suite_cases.NUM_FACTORS,
+        "patterns",
+        suite_cases.NUM_PATTERNS,
         "How many of the 904 patterns of arXiv 2405.15013, spread over all sizes.",
         lower_bound=1,
     )
+    flags.DEFINE_list("profile", [], "Cases to profile, and do nothing else.")
     flags.DEFINE_integer(
-        "configurations",
-        suite_cases.NUM_CONFIGURATIONS,
-        "How many configurations of each kernel to try on each chain, beside its own "
-        "choice; `python -m benchmarks.autotune` tries more.",
-        lower_bound=0,
+        "processes",
+        max(1, (os.cpu_count() or 1) - 2),
+        "How many make checks at a time.",
+        lower_bound=1,
     )
     flags.DEFINE_float(
         "time_limit", 1.0, "Seconds to spend timing each workload.", lower_bound=0.0
@@ -113,203 +113,211 @@ def define_flags() -> None:
 
 
 def main() -> int:
+    # Several processes are to share the device's memory.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     console = Console()
+    until = runs.deadline()
+    if flags.FLAGS.profile:
+        return nsight.main(flags.FLAGS.profile, console)
     if (problem := devices.problem()) is not None:
         console.print(f"error: gpu_suite {problem}", soft_wrap=True)
         return runs.FAILED
     environment = Environment.now()
     console.print(f"on {environment.device}", style="bold")
-    until = runs.deadline()
-    attempted = pathlib.Path(flags.FLAGS.output_dir) / "attempts.jsonl"
-    guard = functools.partial(attempts.guard, path=attempted, seconds=_TASK_SECONDS)
-    to_check = check_tasks(environment)
-    if not to_check:
-        console.print("error: no check is written so, of these kernels and types")
-        return runs.FAILED
-    checked = runs.carry_out(
-        guard(to_check), kernel_checks.Row, "checks", console, until
-    )
+    checked = check_all(environment, console, until)
     if checked is None:
         return runs.FAILED
+    lost = tuple(row.form for row in checked.rows if row.is_lost and row.form)
+    measured = None
+    if not checked.is_interrupted and set(flags.FLAGS.part) != {"correctness"}:
+        measured = measure_all(environment, console, until, lost)
+        if measured is None:
+            return runs.FAILED
+    report(checked.rows, measured.rows if measured else (), console)
     problems = kernel_checks.summary(checked.rows)
-    num_refused = sum(row.unsupported is not None for row in checked.rows)
-    console.print(
-        f"correctness: {len(checked.rows)} checks, {num_refused} of them refused, "
-        f"{len(problems)} problems"
-    )
-    parts = [part for part in suite_cases.PARTS if part in flags.FLAGS.part]
-    if flags.FLAGS.check != "*":
-        parts = ["correctness"]
-    if not checked.is_complete or problems or parts == ["correctness"]:
-        return runs.finish(checked, problems, console)
-    ceiling = runs.carry_out(
-        [
-            ceilings.task(
-                list(dict.fromkeys(flags.FLAGS.dtype)),
-                environment,
-                sizes=ceilings.SIZES,
-                time_limit=flags.FLAGS.time_limit,
-            )
-        ],
-        ceilings.Row,
-        "ceilings",
-        console,
-        until,
-    )
-    if ceiling is None:
-        return runs.FAILED
-    if not ceiling.is_complete or parts == ["ceilings"]:
-        return runs.finish(ceiling, (), console)
-    tasks = [task for part in parts for task in row_tasks(part, environment)]
-    measured = runs.carry_out(guard(tasks), results.Row, "gpu_suite", console, until)
+    status = runs.finish(checked, problems, console)
     if measured is None:
-        return runs.FAILED
-    problems = []
-    if measured.path.exists():
-        rows = of_tasks(tasks, jsonl.load(measured.path, results.Row))
-        report(rows, jsonl.load(ceiling.path, ceilings.Row), console)
-        problems = tables.problems(rows)
-    status = runs.finish(measured, problems, console)
-    if status == runs.INTERRUPTED:
         return status
-    if measured.num_left:  # What failed is told again when all is done.
-        return runs.UNFINISHED
-    if "networks" not in parts:
-        return status
-    whole = runs.carry_out(
-        guard(network_tasks(environment)), network_rows.Row, "networks", console, until
-    )
-    if whole is None:
-        return runs.FAILED
-    console.print(networks.table(whole.rows))
-    return runs.finish(whole, networks.problems(whole.rows), console) or status
+    others = runs.finish(measured, tables.problems(measured.rows), console)
+    return max(status, others, key=_ORDER.index)
 
 
-def of_tasks(
-    tasks: Sequence[runs.Task[results.Row]], rows: Sequence[results.Row]
-) -> list[results.Row]:
-    """Those rows of a file that belong to tasks, other configurations too."""
-    wanted = {key[:_CONTESTANT] for task in tasks for key in task.keys}
-    latest = results.latest(rows)
-    return [row for key, row in latest.items() if key[:_CONTESTANT] in wanted]
+# Of two statuses the later one here counts.
+_ORDER = (0, runs.UNFINISHED, runs.FAILED, runs.INTERRUPTED)
 
 
-def check_tasks(environment: Environment) -> list[runs.Task[kernel_checks.Row]]:
-    """The checks that the flags ask for, one task each."""
-    chosen = [kernels.KERNELS[name] for name in dict.fromkeys(flags.FLAGS.kernel)]
-    wanted = [
-        check
-        for check in kernel_checks.checks(chosen, flags.FLAGS.dtype, flags.FLAGS.layout)
-        if fnmatch.fnmatchcase(check.name, flags.FLAGS.check)
+def checks() -> list[kernel_checks.Check]:
+    """The checks that the flags ask for."""
+    if "correctness" not in flags.FLAGS.part:
+        return []
+    every = kernel_checks.checks(flags.FLAGS.dtype, flags.FLAGS.layout)
+    return [one for one in every if fnmatch.fnmatchcase(one.name, flags.FLAGS.check)]
+
+
+def check_all(
+    environment: Environment, console: Console, until: float | None
+) -> runs.Outcome[kernel_checks.Row] | None:
+    """Makes the checks, side by side; None if nothing can be written."""
+    opened = runs.open_rows(kernel_checks.Row, "checks", console)
+    if opened is None:
+        return None
+    path, known = opened
+    keys = [
+        kernel_checks.key(environment, kernel_checks.sources(), one) for one in checks()
     ]
-    return kernel_checks.tasks(wanted, environment, seed=flags.FLAGS.seed)
+    todo = collections.deque(
+        one for one, key in zip(checks(), keys, strict=True) if key not in known
+    )
+    excluded = [row.form for row in known.values() if row.is_lost and row.form]
+    end = time.monotonic() + _SECONDS_OF_CHECKS
+    end = end if until is None else min(end, until)
+
+    def next_task() -> kernel_checks.Task | None:
+        if not todo or time.monotonic() >= end:
+            return None
+        lost = tuple(excluded)
+        return kernel_checks.Task(todo.popleft(), environment, lost, flags.FLAGS.seed)
+
+    num_new, is_interrupted = 0, False
+    try:
+        with runs.Bar(console, len(todo)) as bar:
+            for task, outcome in workers.run_all(
+                kernel_checks.run, next_task, processes=flags.FLAGS.processes
+            ):
+                row = outcome
+                if isinstance(row, Lost):
+                    row = kernel_checks.lost_row(task, row)
+                if row.is_lost and row.form:
+                    excluded.append(row.form)
+                jsonl.append(path, [row])
+                known[row.key] = row
+                num_new += 1
+                bar.advance()
+    except KeyboardInterrupt:
+        is_interrupted = True
+    return runs.Outcome(
+        path=path,
+        rows=tuple(known[key] for key in keys if key in known),
+        num_new=num_new,
+        num_left=sum(key not in known for key in keys),
+        is_interrupted=is_interrupted,
+        failures=(),
+    )
 
 
-def row_tasks(
-    part: suite_cases.Part, environment: Environment
-) -> Iterator[runs.Task[results.Row]]:
-    """The measurements of a part, one task for each workload."""
-    for workload in suite_cases.workloads_of(
-        part, flags.FLAGS.dtype, flags.FLAGS.layout, num_factors=flags.FLAGS.factors
-    ):
-        yield row_task(workload, environment)
-
-
-def row_task(
-    workload: workloads.Workload, environment: Environment
-) -> runs.Task[results.Row]:
-    """Measures a workload; all of it, as only what ran side by side is compared."""
-    names = list(dict.fromkeys(flags.FLAGS.kernel))
-
-    def run(_: Collection[results.Key]) -> list[results.Row]:
-        return kernel_rows.measure_all(
-            workload,
-            suite_cases.contestants(workload, names, flags.FLAGS.configurations),
+def row_tasks(environment: Environment, lost: Sequence[Form]) -> list[suite_rows.Task]:
+    """The measurements that the flags ask for."""
+    works = [
+        work
+        for part in suite_cases.PARTS
+        if part in flags.FLAGS.part
+        for work in suite_cases.workloads_of(
+            part, flags.FLAGS.layout, num_patterns=flags.FLAGS.patterns
+        )
+        if work.dtype in flags.FLAGS.dtype
+    ]
+    return [
+        suite_rows.Task(
+            workload=work,
             environment=environment,
+            lost={},
+            excluded=tuple(lost),
+            ahead=None,
             seed=flags.FLAGS.seed,
             time_limit=flags.FLAGS.time_limit,
         )
-
-    # Which other configurations there are is found out when it runs.
-    keys = tuple(
-        one.key(environment, workload)
-        for one in suite_cases.implementations(workload, names)
-    )
-    return runs.Task(workload.name, keys, run)
-
-
-def network_tasks(environment: Environment) -> list[runs.Task[network_rows.Row]]:
-    """Whole networks with dense layers, with XLA's implementations and with kernels."""
-    names = suite_cases.network_implementations(flags.FLAGS.kernel)
-    return [
-        networks.task(
-            workload,
-            environment,
-            names,
-            seed=flags.FLAGS.seed,
-            time_limit=4 * flags.FLAGS.time_limit,
-        )
-        for workload in suite_cases.networks_of(flags.FLAGS.dtype)
+        for work in works
     ]
 
 
+def measure_all(
+    environment: Environment,
+    console: Console,
+    until: float | None,
+    lost: Sequence[Form],
+) -> runs.Outcome[results.Row] | None:
+    """Measures the ceilings, then the workloads; None if nothing can be written."""
+    opened = runs.open_rows(results.Row, "gpu_suite", console)
+    of_ceilings = runs.open_rows(ceilings.Row, "ceilings", console)
+    if opened is None or of_ceilings is None:
+        return None
+    (path, known), (ceilings_path, _) = opened, of_ceilings
+    tasks = row_tasks(environment, lost)
+    left = [task for task in tasks if not all(key in known for key in task.keys)]
+    dtypes = tuple(dict.fromkeys(task.workload.dtype for task in tasks))
+    todo: collections.deque[suite_rows.Job]
+    todo = collections.deque(left)
+    if left:
+        limit = flags.FLAGS.time_limit
+        todo.appendleft(suite_rows.Ceilings(dtypes, environment, limit))
+
+    def next_task() -> suite_rows.Job | None:
+        if not todo or (until is not None and time.monotonic() >= until):
+            return None
+        task = todo.popleft()
+        following = todo[0] if todo else None
+        if isinstance(task, suite_rows.Task) and isinstance(following, suite_rows.Task):
+            return dataclasses.replace(task, ahead=following.workload)
+        return task
+
+    measure: Callable[
+        [suite_rows.Job, workers.Tell],
+        Sequence[results.Row | ceilings.Row],
+    ] = suite_rows.Measurer()
+    num_new, is_interrupted = 0, False
+    failures: list[str] = []
+    try:
+        with runs.Bar(console, len(todo)) as bar:
+            for task, outcome in workers.run_all(measure, next_task, processes=1):
+                rows: Sequence[results.Row | ceilings.Row]
+                if not isinstance(outcome, Lost):
+                    rows = outcome
+                elif not isinstance(task, suite_rows.Task):
+                    failures.append(f"{outcome.doing}: {outcome.reason}")
+                    rows = []
+                else:
+                    again, rows = suite_rows.after(task, outcome)
+                    if again is not None:
+                        todo.appendleft(again)
+                        continue
+                found = [row for row in rows if isinstance(row, results.Row)]
+                jsonl.append(path, found)
+                jsonl.append(
+                    ceilings_path, [r for r in rows if isinstance(r, ceilings.Row)]
+                )
+                known |= results.latest(found)
+                num_new += len(found)
+                bar.advance()
+    except KeyboardInterrupt:
+        is_interrupted = True
+    return runs.Outcome(
+        path=path,
+        rows=tuple(known[key] for task in tasks for key in task.keys if key in known),
+        num_new=num_new,
+        num_left=sum(any(key not in known for key in task.keys) for task in tasks),
+        is_interrupted=is_interrupted,
+        failures=tuple(failures),
+    )
+
+
 def report(
-    rows: Sequence[results.Row],
-    ceiling_rows: Sequence[ceilings.Row],
+    checked: Sequence[kernel_checks.Row],
+    measured: Sequence[results.Row],
     console: Console,
 ) -> None:
-    """Prints what was measured, the ceilings, and which targets are met."""
-    of_run = targets.rates(ceiling_rows)
-    console.print(overview(rows, of_run))
-    for run, rates in list(of_run.items())[-1:]:
-        products = ", ".join(
-            f"{dtype} {rate / 1e12:.0f}" for dtype, rate in rates.matmul.items()
-        )
-        console.print(
-            f"{run}: copies {rates.copy / 1e12:.2f} TB/s, read and written; "
-            f"products {products} TFLOP/s",
-            soft_wrap=True,
-        )
-    table = tables.plain()
-    for heading in ("target", "at least", "", "measured"):
-        table.add_column(heading)
-    wanted = targets.targets(flags.FLAGS.factors)
-    for judgement in targets.judge(wanted, rows, ceiling_rows):
-        target = judgement.target
-        share = "" if target.share == 1 else f" on {target.share:.0%}"
-        table.add_row(
-            *(target.text, f"{target.threshold:g}{share}"),
-            *(judgement.verdict, judgement.found),
-        )
-    console.print(table)
-
-
-def overview(rows: Sequence[results.Row], of_run: Mapping[str, targets.Rates]) -> Table:
-    """The best kernel on each workload, against XLA's best and the ceilings."""
-    table = tables.plain(
-        caption="µs: median of the best kernel; copy, products: the share of the time "
-        "that the floor's bytes, and the chain's operations, take at the ceilings",
-    )
-    table.add_column("")
-    for heading in ("kernel", "µs", "XLA's best ÷", "copy", "products"):
-        table.add_column(heading, justify="right")
-    faster = targets.faster_than(suite_cases.XLA)
-    for workload, group in targets.by_workload(rows).items():
-        best = targets.best_kernel(group)
-        rates = of_run.get(group[0].environment.run)
-        if best is None or rates is None:
-            table.add_row(workload.name, "none" if best is None else "")
-            continue
-        ratio = faster(group, rates)
-        shares = [rates.memory_seconds(best) / best.median]
-        if workload.dtype in rates.matmul:
-            shares.append(rates.compute_seconds(best) / best.median)
-        table.add_row(
-            *(workload.name, best.implementation, f"{1e6 * best.median:.1f}"),
-            "" if ratio is None else f"{ratio:.2f}",
-            *(f"{share:.0%}" for share in shares),
-        )
-    return table
+    """Prints what was found: checks, cases and targets."""
+    console.print(suite_report.checks(checked))
+    kept = suite_report.committed()
+    for line in suite_report.never_run([*kept, *checked]):
+        console.print(f"never run on a device: {line}", soft_wrap=True)
+    if not measured:
+        return
+    path = pathlib.Path(flags.FLAGS.output_dir) / "ceilings.jsonl"
+    rows = jsonl.load(path, ceilings.Row)
+    wanted = targets.targets(flags.FLAGS.patterns)
+    console.print(suite_report.cases(measured, rows, wanted))
+    console.print(suite_report.rates(rows), soft_wrap=True)
+    console.print(suite_report.judgements(targets.judge(wanted, measured, rows)))
 
 
 if __name__ == "__main__":

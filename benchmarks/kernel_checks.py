@@ -1,12 +1,15 @@
-"""Whether the hand-written kernels compute the right thing on the device at hand."""
+"""Whether the hand-written kernels compute the right thing on the device at hand.
+
+What the library launches is checked, by the names of its implementations: each kernel
+that these take, in each dtype and layout, on few cases that are broad.
+"""
 
 import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,27 +18,83 @@ import numpy as np
 
 import butterjax as bj
 import pallas_kernels
-from benchmarks import measure, runs, workloads
-from benchmarks.builds import build_all
+from benchmarks import launched, workloads
 from benchmarks.cases import parse_chain
 from benchmarks.environment import Environment
-from benchmarks.kernels import KERNELS, Kernel, abstract_arguments
 from benchmarks.results import Key
 from benchmarks.units import Ratio
-from benchmarks.workloads import Layout, Workload
+from benchmarks.workers import Lost, Tell
+from benchmarks.workloads import Direction, Layout, Workload
 from butterjax.numerics import tolerance
 from pallas_kernels.common import pieces
-from pallas_kernels.common.epilogue import ACTIVATIONS, Activation, activate
+from pallas_kernels.common.epilogue import Activation, activate
 
-# No multiple of any tile. The last is more than all CTAs take at once, so that each
-# goes on to further tiles. TMA wants whole 16 bytes where the batch comes last.
+# No multiple of any tile. TMA wants whole 16 bytes where the batch comes last.
 RAGGED = 1000
-BATCHES: dict[Layout, tuple[int, ...]] = {
-    "feature_last": (1, 77, 20_003),
-    "feature_first": (8, 72, 20_008),
-}
+FEW: dict[Layout, int] = {"feature_last": 1, "feature_first": 8}
+# More than all CTAs take at once, so that each goes on to further tiles.
+MANY: dict[Layout, int] = {"feature_last": 20_003, "feature_first": 20_008}
 
-_FAR_FROM_ZERO = 8.0  # Standard deviations of a product.
+# One of each form that a launch can take. A single factor: d = 1, neighbours at a time,
+# d > 1 with small blocks and with large ones, in parts; a chain: of two factors, square
+# and not, of three; blocks too small for tensor cores.
+CORE = (
+    "(2,48,192,1)",
+    "(1,96,96,6)",
+    "(2,32,64,16)",
+    "(1,64,64,64)",
+    "(1,192,192,16)",
+    "monarch:256x256",
+    "monarch:1024x1024",
+    "(1,16,16,64)(4,16,16,16)(64,16,16,1)",
+    "square_dyadic:64",
+    "(1,4,4,64)",
+)
+# Blocks that are no multiples of 16 or exceed a tile, long sums, several launches, what
+# does not fit on a chip, and small blocks in parts, chained or not.
+OTHERS = (
+    "(16,40,24,8)",
+    "(3,264,520,1)",
+    "(4,1024,256,16)",
+    "(1,32,16,16)(16,16,48,1)",
+    "monarch:768x3072",
+    "monarch:3072x768",
+    "monarch:2048x2048",
+    "monarch:4096x4096",
+    "gpt2_medium_down",
+    "square_dyadic:1024",
+    "(1,4,2,8)(2,4,2,2)",
+    "(8,2,2,1)(1,2,2,8)",
+    "(64,8,8,1)",
+    "(1,2,2,4096)",
+)
+TRAINED = (
+    "(2,48,192,1)",
+    "(2,32,64,16)",
+    "(1,64,64,64)",
+    "monarch:256x256",
+    "monarch:1024x1024",
+    "square_dyadic:64",
+)
+# In float32 under precision "highest", long sums among them.
+EXACT = (
+    "(1,1024,1024,3)",
+    "(1,48,192,1)",
+    "(2,32,64,16)",
+    "monarch:256x256",
+    "square_dyadic:64",
+)
+TILED = ("(2,48,192,1)", "(2,32,64,16)", "monarch:256x256", "(1,4,4,64)")
+
+# Seconds that a step may take. The kernel is run, and compared, in the last of them:
+# the one that may hang.
+_TO_TRACE = 60.0
+_TO_COMPILE = 60.0
+_TO_DRAW = 60.0
+_TO_RUN = 20.0
+
+# XLA is not to try alternatives out where nothing is timed.
+_OPTIONS: dict[str, str | bool | int] = {"xla_gpu_autotune_level": 0}
 
 # Per factor, of float32 in two bfloat16 pieces, whose products are exact to 2⁻¹⁶.
 _TWO_PIECES = 2**-15
@@ -43,13 +102,10 @@ _TWO_PIECES = 2**-15
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A call of a kernel that is compared with float64.
-
-    Forward, the kernel is called itself; with gradients, its implementation is, whose
-    backward pass may take other kernels.
+    """A call of an implementation that is compared with float64.
 
     Attributes:
-      kernel: name in `benchmarks.kernels.KERNELS`.
+      implementation: name in the registry, of one that launches kernels.
       workload: the chain, the batch, the dtype, the layout and the direction.
       has_bias: whether a bias is added.
       activation: what is applied to the result.
@@ -57,7 +113,7 @@ class Check:
       precision: as in `jax.lax.dot_general`.
     """
 
-    kernel: str
+    implementation: str
     workload: Workload
     has_bias: bool = False
     activation: Activation | None = None
@@ -75,7 +131,13 @@ class Check:
             f"to {self.out_dtype}": self.out_dtype,
             str(self.precision): self.precision,
         }
-        words = [self.kernel, work.case, str(work.batch), work.dtype, work.layout]
+        words = [
+            self.implementation,
+            work.case,
+            str(work.batch),
+            work.dtype,
+            work.layout,
+        ]
         return " ".join(
             [*words, *(word for word, is_there in extras.items() if is_there)]
         )
@@ -98,30 +160,76 @@ class Check:
 class Row:
     """What came out of a check.
 
+    Just one of `error`, `unsupported` and `failed` is not None, but for a result that
+    is wrong and has both an error and words.
+
     Attributes:
       environment: of the run.
       sources: digest of the kernels' source files.
       check: what was called.
+      kernels: that it launches, None where it was not traced.
       tolerance: the error that is allowed.
       error: largest relative error against float64, by the 2-norm, of a vector of the
         result, or of its gradient in x, or of the gradient in a factor or the bias;
         None where nothing was computed, or an entry is not finite.
-      unsupported: why the kernel refused, None where it did not.
+      unsupported: why the implementation refused, None where it did not.
       failed: what is wrong, None where nothing is.
+      is_lost: whether the process was lost while the kernels ran.
     """
 
     environment: Environment
     sources: str
     check: Check
+    kernels: tuple[str, ...] | None
     tolerance: Ratio
     error: Ratio | None
     unsupported: str | None
     failed: str | None
+    is_lost: bool
 
     @property
     def key(self) -> Key:
         """What is not checked twice."""
         return key(self.environment, self.sources, self.check)
+
+    @property
+    def form(self) -> "Form | None":
+        """What was launched, None where nothing is known to be."""
+        if self.kernels is None:
+            return None
+        return Form.of(self.check.workload, self.kernels)
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Form:
+    """Kernels in a dtype, a layout and a direction.
+
+    One check is taken for all of a form, where a crash forbids to go on with it.
+    """
+
+    kernels: tuple[str, ...]
+    dtype: str
+    layout: Layout
+    direction: Direction
+
+    @classmethod
+    def of(cls, work: Workload, kernels: tuple[str, ...]) -> "Form":
+        """What kernels are launched on."""
+        return cls(kernels, work.dtype, work.layout, work.direction)
+
+    @property
+    def name(self) -> str:
+        """All of it in a few words."""
+        gradients = " gradients" if self.direction != "forward" else ""
+        return f"{'+'.join(self.kernels)} {self.dtype} {self.layout}{gradients}"
+
+    def excluded_by(self, lost: "Iterable[Form]") -> str | None:
+        """Why not to run it: it launches all that a process was lost to, if it does."""
+        for other in lost:
+            mine = dataclasses.replace(self, kernels=other.kernels)
+            if mine == other and set(other.kernels) <= set(self.kernels):
+                return f"not tried, as a process was lost to {other.name}"
+        return None
 
 
 def key(environment: Environment, sources: str, check: Check) -> Key:
@@ -144,58 +252,49 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
-def checks(
-    kernels: Sequence[Kernel], dtypes: Sequence[str], layouts: Sequence[Layout]
+def checks(dtypes: Sequence[str], layouts: Sequence[Layout]) -> list[Check]:
+    """All checks, one of each form first."""
+    found = itertools.chain(
+        _each("bfloat16", CORE),
+        _each("bfloat16", TRAINED, "forward+backward"),
+        _each("float16", CORE, has_bias=True, activation="gelu"),
+        _each("float32", CORE, has_bias=True, activation="gelu"),
+        _each("float32", EXACT, precision="highest"),
+        _each("bfloat16", OTHERS),
+        _each(
+            *("float16", TRAINED[1:4], "forward+backward"),
+            has_bias=True,
+            activation="gelu",
+        ),
+        _each("float32", TRAINED[1:4], "forward+backward"),
+        _each("bfloat16", TILED, batches=MANY, has_bias=True, activation="silu"),
+        _each("bfloat16", TILED, batches=FEW, has_bias=True, activation="relu"),
+        _each("float16", TILED, out_dtype="float32"),
+        # Two launches, factor by factor.
+        _each("bfloat16", TRAINED[3:5], implementation="pallas"),
+    )
+    return [
+        one
+        for one in found
+        if one.workload.dtype in dtypes and one.workload.layout in layouts
+    ]
+
+
+def _each(
+    dtype: str,
+    specs: Iterable[str],
+    direction: Direction = "forward",
+    *,
+    implementation: str | None = None,
+    batches: dict[Layout, int] | None = None,
+    **others: Any,
 ) -> Iterator[Check]:
-    """All checks of kernels, the simplest first."""
-    for kernel, dtype, layout in itertools.product(kernels, dtypes, layouts):
-        if dtype not in kernel.dtypes:
-            continue
-        simplest = kernel.checked[0]
-
-        def work(
-            spec: str,
-            batch: int = RAGGED,
-            dtype: str = dtype,
-            layout: Layout = layout,
-        ) -> Workload:
-            return Workload(spec, parse_chain(spec), batch, dtype, layout, "forward")
-
-        one = Check(kernel.name, work(simplest))
-        precisions = (None, "highest") if dtype == "float32" else (None,)
-        for spec, precision in itertools.product(kernel.checked, precisions):
-            yield dataclasses.replace(one, workload=work(spec), precision=precision)
-        for batch in BATCHES[layout]:
-            yield dataclasses.replace(one, workload=work(simplest, batch))
-        yield dataclasses.replace(one, has_bias=True)
-        for activation in ACTIVATIONS:
-            yield dataclasses.replace(one, has_bias=True, activation=activation)
-        yield dataclasses.replace(one, activation="relu")
-        if dtype != "float32":
-            yield dataclasses.replace(one, out_dtype="float32")
-        for check in _with_gradients(kernel, one):
-            both = dataclasses.replace(check.workload, direction="forward+backward")
-            yield dataclasses.replace(check, workload=both)
-
-
-def _with_gradients(kernel: Kernel, simplest: Check) -> Iterator[Check]:
-    """The checks that are made of gradients too, without saying so yet.
-
-    Backward, the dtypes differ in little else than in how sums are rounded: all chains
-    are checked in one.
-    """
-    work = simplest.workload
-    for spec in kernel.checked if work.dtype == kernel.dtypes[0] else ():
+    for spec, layout in itertools.product(specs, workloads.LAYOUTS):
         chain = parse_chain(spec)
-        yield dataclasses.replace(
-            simplest, workload=dataclasses.replace(work, case=spec, chain=chain)
-        )
-    for batch in BATCHES[work.layout]:
-        yield dataclasses.replace(
-            simplest, workload=dataclasses.replace(work, batch=batch)
-        )
-    for activation in (None, *ACTIVATIONS):
-        yield dataclasses.replace(simplest, has_bias=True, activation=activation)
+        batch = batches[layout] if batches else RAGGED
+        work = Workload(spec, chain, batch, dtype, layout, direction)
+        name = implementation or ("pallas" if len(chain) == 1 else "pallas_chain")
+        yield Check(name, work, **others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,91 +317,72 @@ def function(check: Check) -> Callable[..., Any]:
     With gradients, the gradient of the result comes before all, and those in all others
     are returned after the result.
     """
-    kernel = KERNELS[check.kernel]
-    options: dict[str, Any] = {
-        "axis": check.workload.axis,
-        "activation": check.activation,
-        "precision": check.precision,
-    }
-
-    def call(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
-        return kernel.run(
-            x, factors, bias=bias, out_dtype=check.out_dtype, config=None, **options
-        )
 
     def layer(x: jax.Array, factors: Any, bias: jax.Array | None = None) -> jax.Array:
         return bj.butterfly(
             *(x, factors),
             bias=bias,
-            implementation=kernel.implementation,
+            axis=check.workload.axis,
+            activation=check.activation,
+            precision=check.precision,
+            implementation=check.implementation,
             preferred_element_type=check.out_dtype,
-            **options,
         )
 
-    return workloads.with_gradients(layer) if check.has_gradients else call
+    return workloads.with_gradients(layer) if check.has_gradients else layer
 
 
 def abstract(check: Check) -> tuple[Any, ...]:
     """The arguments of `function`, without numbers."""
-    work = check.workload
-    arguments: tuple[Any, ...] = abstract_arguments(work)
+    work, empty = check.workload, workloads.shapes(check.workload)
+    arguments: tuple[Any, ...] = (empty.x, empty.factors)
     if check.has_bias:
         bias = jax.ShapeDtypeStruct((work.chain.out_features,), work.dtype)
         arguments = (*arguments, bias)
-    if check.has_gradients:
-        arguments = (workloads.shapes(work).dy, *arguments)
-    return arguments
+    return (empty.dy, *arguments) if check.has_gradients else arguments
 
 
 def draw(check: Check, seed: int) -> Inputs:
     """Standard normal x, bias and gradient, and weights that keep the variance.
 
-    What is exact is computed on the CPU, which has no part in what is checked.
+    What is exact is computed by XLA, in float64, on the device.
     """
     work = check.workload
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        bias: tuple[jax.Array, ...] = ()
-        if check.has_bias:
-            shape = (work.chain.out_features,)
-            drawn = jax.random.normal(jax.random.key(seed + 1), shape)
-            if check.has_gradients and check.activation == "relu":
-                # Its slope jumps at zero, from which rounding must not decide.
-                drawn = jnp.copysign(_FAR_FROM_ZERO, drawn)
-            bias = (drawn.astype(work.dtype),)
-        if check.has_gradients:
-            inputs = workloads.draw(work, seed, has_kernel=False)
-            arguments = (inputs.dy, inputs.x, inputs.factors, *bias)
-            exact = _exact_gradients(check, arguments)
-        else:
-            operands, y = _drawn(work, seed)
-            arguments = (*operands, *bias)
-            sums = y + np.asarray(sum(bias), np.float64)
-            with jax.enable_x64(True):
-                exact = (np.asarray(activate(jnp.asarray(sums), check.activation)),)
-    return Inputs(jax.device_put(arguments, jax.devices()[0]), exact)
-
-
-@functools.lru_cache(maxsize=1)  # Checks of one workload follow one another.
-def _drawn(work: Workload, seed: int) -> tuple[tuple[Any, ...], np.ndarray]:
-    """x and the factors, and their product in float64, vectors along axis 0."""
-    inputs = workloads.draw(work, seed)
-    (y,) = workloads.truth(work, inputs, dense_layer=False)
-    return (inputs.x, inputs.factors), _vectors_first(work, y)
-
-
-def _exact_gradients(check: Check, arguments: Any) -> tuple[np.ndarray, ...]:
-    work = check.workload
-
-    def formula(x: jax.Array, factors: Any, bias: Any = 0.0) -> jax.Array:
-        y = workloads.definition(x, factors, axis=work.axis)
-        bias = jnp.asarray(bias)
-        along = bias if work.axis == -1 or not bias.ndim else bias[:, None]
-        return activate(y + along, check.activation)
-
+    inputs = workloads.draw(work, seed, has_kernel=False)
+    arguments: tuple[Any, ...] = (inputs.x, inputs.factors)
+    if check.has_bias:
+        shape = (work.chain.out_features,)
+        bias = jax.random.normal(jax.random.key(seed + 1), shape)
+        arguments = (*arguments, bias.astype(work.dtype))
+    if check.has_gradients:
+        arguments = (inputs.dy, *arguments)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
-        outputs = jax.jit(workloads.with_gradients(formula))(*wide)
-    return _flat(work, outputs)
+        outputs = _exact(
+            *wide,
+            axis=work.axis,
+            activation=check.activation,
+            has_gradients=check.has_gradients,
+        )
+    return Inputs(arguments, _flat(work, outputs))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("axis", "activation", "has_gradients"),
+    compiler_options=_OPTIONS,
+)
+def _exact(
+    *arguments: Any, axis: Any, activation: Activation | None, has_gradients: bool
+) -> Any:
+    def formula(x: jax.Array, factors: Any, bias: Any = 0.0) -> jax.Array:
+        y = workloads.definition(x, factors, axis=axis)
+        bias = jnp.asarray(bias)
+        along = bias if axis == -1 or not bias.ndim else bias[:, None]
+        return activate(y + along, activation)
+
+    call = workloads.with_gradients(formula) if has_gradients else formula
+    return call(*arguments)
 
 
 def _vectors_first(work: Workload, x: Any) -> np.ndarray:
@@ -393,73 +473,81 @@ def _compare(
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """What keeps the kernels from being trusted, a line each; empty if nothing does."""
-    problems = [f"{row.check.name}: {row.failed}" for row in rows if row.failed]
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        work = row.check.workload
-        groups.setdefault((row.check.kernel, work.dtype, work.layout), []).append(row)
-    for group, members in groups.items():
-        if all(row.unsupported for row in members):
-            problems.append(f"{' '.join(group)}: every check is refused")
-    return problems
+    """What is wrong with the kernels, a line each; empty if nothing is."""
+    return [f"{row.check.name}: {row.failed}" for row in rows if row.failed]
 
 
-def tasks(
-    wanted: Sequence[Check],
-    environment: Environment,
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A check to make, and what is not to be tried any more.
+
+    Attributes:
+      check: the check.
+      environment: of the run.
+      excluded: forms that a process was lost to.
+      seed: of the random numbers.
+    """
+
+    check: Check
+    environment: Environment
+    excluded: tuple[Form, ...]
+    seed: int
+
+
+def run(task: Task, tell: Tell) -> Row:
+    """Makes a check, in a process that may not come back from it."""
+    check = task.check
+    tell("tracing", _TO_TRACE)
+    try:
+        traced = jax.jit(function(check)).trace(*abstract(check))
+    except NotImplementedError as refusal:
+        return _row(task, unsupported=str(refusal))
+    kernels = launched.kernels(traced)
+    form = Form.of(check.workload, kernels)
+    if (words := form.excluded_by(task.excluded)) is not None:
+        return _row(task, kernels, failed=words)
+    tell("compiling", _TO_COMPILE)
+    try:
+        compiled = traced.lower().compile(compiler_options=_OPTIONS)
+    except Exception as raised:
+        words = f"does not compile: {type(raised).__name__}: {raised}"
+        return _row(task, kernels, failed=words[:500])
+    tell("drawing", _TO_DRAW)
+    inputs = draw(check, task.seed)
+    tell(f"{_RUNNING}{' '.join(kernels)}", _TO_RUN)
+    error, failed = judge(check, compiled, inputs)
+    return _row(task, kernels, error=error, failed=failed)
+
+
+_RUNNING = "running "  # And the kernels' names.
+
+
+def lost_row(task: Task, lost: Lost) -> Row:
+    """The row of a check that did not come to its end."""
+    kernels = None
+    if lost.doing.startswith(_RUNNING):
+        kernels = tuple(lost.doing.removeprefix(_RUNNING).split())
+    words = f"{lost.reason}, {lost.doing}"
+    return _row(task, kernels, failed=words, is_lost=kernels is not None)
+
+
+def _row(
+    task: Task,
+    kernels: tuple[str, ...] | None = None,
     *,
-    seed: int,
-) -> list[runs.Task[Row]]:
-    """A task for each check, one row each."""
-    built = _Builds(wanted)
-
-    def task(index: int, check: Check) -> runs.Task[Row]:
-        def run(_: Collection[Key]) -> list[Row]:
-            return [_run(check, built.take(index), environment, seed)]
-
-        description = f"check {check.name}"
-        return runs.Task(description, (key(environment, sources(), check),), run)
-
-    return [task(index, check) for index, check in enumerate(wanted)]
-
-
-class _Builds:
-    """Compiled checks, made so many at a time, in the order of the checks."""
-
-    def __init__(self, wanted: Sequence[Check]) -> None:
-        self._wanted = wanted
-        self._made: dict[int, measure.Built | Exception] = {}
-
-    def take(self, index: int) -> measure.Built | Exception:
-        """Check number `index`, compiled, or what that raised."""
-        if index not in self._made:
-            some = self._wanted[index : index + (os.cpu_count() or 1)]
-            made = build_all([(function(one), abstract(one)) for one in some])
-            self._made = dict(enumerate(made, start=index))
-        return self._made[index]
-
-
-def _run(
-    check: Check,
-    built: measure.Built | Exception,
-    environment: Environment,
-    seed: int,
+    error: float | None = None,
+    unsupported: str | None = None,
+    failed: str | None = None,
+    is_lost: bool = False,
 ) -> Row:
-    error = unsupported = failed = None
-    match built:
-        case measure.Built():
-            error, failed = judge(check, built.compiled, draw(check, seed))
-        case NotImplementedError():
-            unsupported = str(built)
-        case _:
-            failed = f"does not compile: {type(built).__name__}: {built}"[:500]
     return Row(
-        environment=environment,
+        environment=task.environment,
         sources=sources(),
-        check=check,
-        tolerance=check.tolerance,
+        check=task.check,
+        kernels=kernels,
+        tolerance=task.check.tolerance,
         error=error,
         unsupported=unsupported,
         failed=failed,
+        is_lost=is_lost,
     )

@@ -1,7 +1,7 @@
 """Measures kernels, in several configurations, beside implementations."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import kernels, measure, results, workloads
@@ -66,23 +66,52 @@ def measure_all(
     seed: int,
     time_limit: float,
     clock: measure.Clock | None = None,
+    built: Mapping[str, measure.Built] | None = None,
+    max_checked: int | None = None,
+    tell: Callable[[str], None] = lambda name: None,
 ) -> list[results.Row]:
-    """Measures contestants side by side on one workload, a row each, in their order."""
+    """Measures contestants side by side on one workload, a row each, in their order.
+
+    Args:
+      workload: the case.
+      contestants: what to measure.
+      environment: of the run.
+      seed: of the input and the order of calls.
+      time_limit: seconds for the timing of all of them.
+      clock: None for the device's own.
+      built: those that were compiled before, by name; None for all kernels to be
+        compiled at the same time first.
+      max_checked: how many vectors of the result, spread over the batch, to compare
+        with float64 at most; None for all. With gradients, all are.
+      tell: as in `benchmarks.side_by_side.measure_candidates`.
+    """
     inputs = workloads.draw(workload, seed)
+    step = max(1, workload.batch // max_checked) if max_checked else 1
+    vectors = slice(None, None, step if workload.direction == "forward" else 1)
     exact = {
-        is_layer: workloads.truth(workload, inputs, dense_layer=is_layer)
+        is_layer: workloads.truth(
+            workload, inputs, dense_layer=is_layer, vectors=vectors
+        )
         for is_layer in {one.implementation == DENSE_LAYER for one in contestants}
     }
-    built = _built(workload, contestants)
+    if built is None:
+        built = _built(workload, contestants)
     names = {one.name: one for one in contestants}
     layer = next(
         (n for n, one in names.items() if one.implementation == DENSE_LAYER), None
     )
+
+    def checked(outputs: Any) -> Any:
+        if workload.direction != "forward":
+            return outputs
+        return workloads.take(workload, outputs, vectors)
+
     outcomes = measure_candidates(
         {
             name: Candidate(
                 *one.program(workload, inputs),
                 expected=exact[one.implementation == DENSE_LAYER],
+                checked=checked,
                 built=built.get(name),
             )
             for name, one in names.items()
@@ -93,6 +122,7 @@ def measure_all(
         cache_bytes=environment.cache_bytes,
         clock=clock,
         has_energy=False,
+        tell=tell,
     )
     return [
         to_row(

@@ -134,6 +134,39 @@ def deadline() -> float | None:
     return None if minutes is None else time.monotonic() + 60 * minutes
 
 
+def open_rows[R: "Row"](
+    row_type: type[R], name: str, console: Console
+) -> tuple[pathlib.Path, dict[Key, R]] | None:
+    """A file of rows in --output_dir, and the rows in it that --resume goes on from.
+
+    Args:
+      row_type: class of the rows.
+      name: of the file, without ".jsonl".
+      console: to print to.
+
+    Returns:
+      The path and the rows by key; None if nothing can be written or resumed there, a
+      message is printed then.
+    """
+    folder = pathlib.Path(flags.FLAGS.output_dir)
+    path = folder / f"{name}.jsonl"
+    try:
+        files.make_folder(folder)
+        found = jsonl.load(path, row_type) if path.exists() else []
+    except OSError as error:
+        console.print(f"error: --output_dir={folder}: {error}", soft_wrap=True)
+        return None
+    except ValueError as error:
+        console.print(
+            f"error: {error}\nIt cannot be added to: give another --output_dir, or "
+            "move the file away.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return None
+    return path, results.latest(found) if flags.FLAGS.resume else {}
+
+
 def carry_out[R: "Row"](
     tasks: Sequence[Task[R]],
     row_type: type[R],
@@ -154,23 +187,10 @@ def carry_out[R: "Row"](
       What came out, None if nothing can be written or resumed there; a message is
       printed then.
     """
-    folder = pathlib.Path(flags.FLAGS.output_dir)
-    path = folder / f"{name}.jsonl"
-    try:
-        files.make_folder(folder)
-        found = jsonl.load(path, row_type) if path.exists() else []
-    except OSError as error:
-        console.print(f"error: --output_dir={folder}: {error}", soft_wrap=True)
+    opened = open_rows(row_type, name, console)
+    if opened is None:
         return None
-    except ValueError as error:
-        console.print(
-            f"error: {error}\nIt cannot be added to: give another --output_dir, or "
-            "move the file away.",
-            markup=False,
-            soft_wrap=True,
-        )
-        return None
-    known = results.latest(found) if flags.FLAGS.resume else {}
+    path, known = opened
     wanted = {
         index: [key for key in task.keys if key not in known]
         for index, task in enumerate(tasks)
@@ -183,7 +203,7 @@ def carry_out[R: "Row"](
     failures: list[str] = []
     num_new, is_interrupted = 0, False
     try:
-        with _Progress(console, len(todo)) as progress:
+        with Bar(console, len(todo)) as progress:
             for index in list(todo):
                 if until is not None and time.monotonic() >= until:
                     break
@@ -241,8 +261,13 @@ def finish[R: "Row"](
     return UNFINISHED if outcome.num_left else 0
 
 
-class _Progress:
-    """A bar with the time left; on what is no terminal, a line now and then."""
+class Bar:
+    """A bar with the time left; on what is no terminal, a line now and then.
+
+    Args:
+      console: to print to.
+      total: how many tasks there are.
+    """
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
@@ -259,7 +284,7 @@ class _Progress:
         self._task = self._bar.add_task("", total=total)
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Bar":
         self._bar.start()
         return self
 

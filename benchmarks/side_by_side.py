@@ -47,6 +47,7 @@ def measure_candidates(
     cache_bytes: int | None,
     clock: measure.Clock | None = None,
     has_energy: bool = True,
+    tell: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Outcome]:
     """Measures candidates side by side.
 
@@ -61,6 +62,8 @@ def measure_candidates(
         for no copies.
       clock: None for the device's own.
       has_energy: whether to meter energy where that can be done; it takes seconds.
+      tell: is told which candidate comes next, before it is compiled and run once, and
+        "" before all are timed.
 
     Returns:
       An outcome for each candidate.
@@ -69,6 +72,7 @@ def measure_candidates(
     outcomes: dict[str, Outcome] = {}
     ready: dict[str, _Ready] = {}
     for name, candidate in candidates.items():
+        tell(name)
         try:
             ready[name] = _prepare(candidate)
         except NotImplementedError as refusal:
@@ -86,6 +90,7 @@ def measure_candidates(
         name: rotations[_identity(candidates[name])].calling(one.built.compiled)
         for name, one in ready.items()
     }
+    tell("")
     samples = measure.interleave(calls, time_limit=time_limit, clock=clock, seed=seed)
     with energy.meter() if has_energy else contextlib.nullcontext() as meter:
         for name, one in ready.items():

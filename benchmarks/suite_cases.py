@@ -2,107 +2,85 @@
 
 import itertools
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, get_args
 
 import jax.numpy as jnp
 
 import butterjax as bj
-from benchmarks import models, network_rows, patterns
+from benchmarks import patterns
 from benchmarks.cases import PAPER_CHAINS, parse_chain
-from benchmarks.kernel_rows import Contestant
-from benchmarks.kernels import KERNELS, candidates
-from benchmarks.workloads import DENSE_LAYER, Direction, Layout, Workload
+from benchmarks.workloads import DENSE_LAYER, LAYOUTS, Direction, Layout, Workload
 
-Part = Literal[
-    "correctness",
-    "ceilings",
-    "fused",
-    "training",
-    "factors",
-    "radix",
-    "chains",
-    "more_factors",
-    "networks",
-]
+# Chains of two factors forward, then with gradients; single factors that should be
+# bound by memory; radix-2 chains; patterns of arXiv 2405.15013.
+Part = Literal["chains", "training", "factors", "radix", "paper"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-DTYPES = ("bfloat16", "float16", "float32")  # In order of importance.
 BATCH = patterns.BATCH
-SMALLER_BATCHES = (4096, 512, 64)
-# What is checked takes several times its size, in float64.
+NUM_PATTERNS = 20  # Of the paper's, by default.
+# Inputs and outputs of wide layers are to fit in memory in float64 too.
 _WIDE = 2**16  # Features, in and out, of a vector.
 _BATCH_OF_WIDE = 4096
 _MAX_MATRIX = 2**31  # Bytes of a dense layer's.
-FUSED = tuple(f"monarch:{n}x{n}" for n in (1024, 2048, 4096))
-RADIX = tuple(f"square_dyadic:{n}" for n in (1024, 256, 4096))
-OTHER_CHAINS = (
+
+TWO_FACTORS = tuple(f"monarch:{n}x{n}" for n in (1024, 2048, 4096))
+RADIX = ("square_dyadic:1024", "square_dyadic:4096")
+# Blocks of 16 to 128 that need far less than a multiply-add per byte moved.
+LAST_IN_BLOCK = ("(32,64,64,1)", "(32,48,48,1)", "(8,128,128,1)")  # d = 1.
+STRIDED = (
+    *("(1,32,32,64)", "(1,64,64,64)", "(4,48,48,8)"),
+    *("(1,16,16,64)", "(1,128,128,16)", "(2,64,32,16)"),
+)
+# What `benchmarks.autotune` tunes for.
+CHAINS = (
+    *TWO_FACTORS,
     *("monarch:768x3072", "monarch:3072x768"),
     *(f"monarch:{n}x{n}" for n in (512, 256, 768, 8192, 16384)),
     "(1,16,16,256)(16,16,16,16)(256,16,16,1)",
     "(1,16,16,512)(16,16,16,32)(256,32,32,1)",
     *PAPER_CHAINS,
-    *(f"square_dyadic:{n}" for n in (512, 2048, 16384)),
+    *(f"square_dyadic:{n}" for n in (1024, 256, 4096, 512, 2048, 16384)),
     *("(1,2,2,512)", "(64,8,8,1)"),  # Single factors, in parts along d and along a.
 )
 
-CHAINS = (*FUSED, *OTHER_CHAINS, *RADIX)
-
-# Forward and backward: two factors, then six.
-TRAINED = (*FUSED, "monarch:768x3072", "monarch:3072x768", "square_dyadic:4096/6")
-
-# What kernels are compared with. Not "bcsr", which is made for other devices.
+# Hand-written kernels, and what they are compared with.
+OURS = ("pallas", "pallas_chain")
 FACTOR_BY_FACTOR = ("einsum", "bmm", "elementwise")
-XLA = (DENSE_LAYER, "dense", *FACTOR_BY_FACTOR)
+XLA = (DENSE_LAYER, *FACTOR_BY_FACTOR)
 _SMALL_BLOCK = 8  # The largest for which "elementwise" is worth a measurement.
-
-# How many of the paper's patterns, and configurations of each kernel beside its rule's.
-NUM_FACTORS = 60
-NUM_CONFIGURATIONS = 2
 
 
 def workloads_of(
-    part: Part,
-    dtypes: Collection[str],
-    layouts: Collection[Layout],
-    *,
-    num_factors: int,
+    part: Part, layouts: Collection[Layout], *, num_patterns: int
 ) -> Iterator[Workload]:
-    """The workloads of a part, of those dtypes and layouts; none where it has none.
+    """The workloads of a part, of those layouts.
 
     Args:
       part: one of `PARTS`.
-      dtypes: to keep.
       layouts: to keep.
-      num_factors: how many of the paper's patterns to take.
+      num_patterns: how many of the paper's patterns to take.
     """
-    for workload in _workloads(part, num_factors):
-        if workload.dtype in dtypes and workload.layout in layouts:
+    for workload in _workloads(part, num_patterns):
+        if workload.layout in layouts:
             yield workload
 
 
-def _workloads(part: Part, num_factors: int) -> Iterator[Workload]:
-    factors = spread(patterns.tuned(), num_factors)
+def _workloads(part: Part, num_patterns: int) -> Iterator[Workload]:
     match part:
-        case "fused":
-            yield from _grid(FUSED, ["bfloat16"])
-        case "training":
-            yield from _grid(TRAINED, ["bfloat16"], direction="forward+backward")
-            yield from _grid(
-                FUSED, ["float16", "float32"], direction="forward+backward"
-            )
-        case "factors":
-            yield from _factors(factors, ["float16"])
-        case "radix":
-            yield from _grid(RADIX, ["bfloat16", "float16", "float32"])
         case "chains":
-            yield from _grid(FUSED, ["bfloat16"], SMALLER_BATCHES)
-            yield from _grid(OTHER_CHAINS, ["bfloat16"])
-            yield from _grid([*FUSED, *OTHER_CHAINS], ["float16", "float32"])
-        case "more_factors":
-            yield from _factors(factors, ["bfloat16", "float32"])
-        case _:
-            return
+            yield from _grid(TWO_FACTORS, "bfloat16")
+            yield from _grid(TWO_FACTORS[:1], "float16")
+        case "training":
+            yield from _grid(TWO_FACTORS[:2], "bfloat16", "forward+backward")
+        case "factors":
+            yield from _grid([*STRIDED, *LAST_IN_BLOCK], "bfloat16")
+        case "radix":
+            yield from _grid(RADIX, "bfloat16")
+        case "paper":
+            chosen = spread(patterns.tuned(), num_patterns)
+            specs = ["({},{},{},{})".format(*pattern) for pattern in chosen]
+            yield from _grid(specs, "float16")
 
 
 def spread(among: Sequence[bj.Pattern], count: int) -> list[bj.Pattern]:
@@ -117,85 +95,26 @@ def spread(among: Sequence[bj.Pattern], count: int) -> list[bj.Pattern]:
     return chosen
 
 
-def _factors(
-    factors: Sequence[bj.Pattern], dtypes: Sequence[str]
-) -> Iterator[Workload]:
-    for pattern in factors:
-        is_wide = pattern.in_features + pattern.out_features > _WIDE
-        batches = (_BATCH_OF_WIDE if is_wide else BATCH,)
-        yield from _grid(["({},{},{},{})".format(*pattern)], dtypes, batches)
-
-
 def _grid(
-    specs: Sequence[str],
-    dtypes: Sequence[str],
-    batches: Sequence[int] = (BATCH,),
-    direction: Direction = "forward",
+    specs: Sequence[str], dtype: str, direction: Direction = "forward"
 ) -> Iterator[Workload]:
-    layouts: tuple[Layout, ...] = ("feature_last", "feature_first")
-    for dtype, batch, spec, layout in itertools.product(
-        dtypes, batches, specs, layouts
-    ):
-        yield Workload(spec, parse_chain(spec), batch, dtype, layout, direction)
+    for spec, layout in itertools.product(specs, LAYOUTS):
+        chain = parse_chain(spec)
+        is_wide = chain.in_features + chain.out_features > _WIDE
+        batch = _BATCH_OF_WIDE if is_wide else BATCH
+        yield Workload(spec, chain, batch, dtype, layout, direction)
 
 
-def networks_of(dtypes: Collection[str]) -> list[network_rows.Workload]:
-    """A transformer's MLP block and a whole one, in bfloat16 if that is among them."""
-    return [
-        network_rows.Workload(
-            name, models.NETWORKS[name].sizes, batch, "bfloat16", mode
-        )
-        for name, batch in (("llama_mlp", 4), ("vit_s16", 64))
-        for mode in network_rows.MODES
-        if "bfloat16" in dtypes
-    ]
+def implementations(workload: Workload) -> list[str]:
+    """XLA's implementations worth a measurement, and those of kernels.
 
-
-def network_implementations(names: Iterable[str]) -> list[str]:
-    """Of the butterfly layers in networks: XLA's, and those of the kernels named."""
-    ours = dict.fromkeys(KERNELS[name].implementation for name in names)
-    return ["einsum", "bmm", *ours]
-
-
-def implementations(workload: Workload, names: Iterable[str]) -> list[Contestant]:
-    """XLA's implementations worth a measurement, and those of the kernels named."""
+    Of a single factor, both of the latter would launch the same.
+    """
     widest = max(max(pattern.b, pattern.c) for pattern in workload.chain)
     matrix = workload.chain.in_features * workload.chain.out_features
     left_out = {
         "elementwise": widest > _SMALL_BLOCK,
-        "dense": matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX,
+        DENSE_LAYER: matrix * jnp.dtype(workload.dtype).itemsize > _MAX_MATRIX,
+        "pallas_chain": len(workload.chain) == 1,
     }
-    left_out[DENSE_LAYER] = left_out["dense"]
-    ours = dict.fromkeys(KERNELS[name].implementation for name in names)
-    return [Contestant(name) for name in (*XLA, *ours) if not left_out.get(name)]
-
-
-def contestants(
-    workload: Workload, names: Sequence[str], num_configurations: int
-) -> list[Contestant]:
-    """What is measured on a workload.
-
-    Args:
-      workload: the chain and what it is applied to.
-      names: of kernels.
-      num_configurations: of each kernel, beside the one of its rule.
-
-    Returns:
-      The `implementations`, as the library has them; and where these launch a kernel
-      on just this chain, or it is to be measured all the same, it in some
-      configurations.
-    """
-    found = implementations(workload, names)
-    if workload.direction != "forward":  # Kernels have no gradients by themselves.
-        return found
-    for kernel in (KERNELS[name] for name in names):
-        try:
-            is_default = kernel.is_launched_on(workload, None) == (workload.chain,)
-            if not (is_default or kernel.is_measured_as_given):
-                continue
-            configs = candidates(kernel, workload, 1 + num_configurations)
-        except NotImplementedError:  # The implementation's row tells why.
-            continue
-        others = configs[1:] if is_default else configs
-        found += [Contestant(kernel.implementation, kernel, one) for one in others]
-    return found
+    return [name for name in (*XLA, *OURS) if not left_out.get(name)]

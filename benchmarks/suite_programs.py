@@ -8,8 +8,6 @@ from benchmarks import (
     aot,
     gpu_programs,
     kernel_checks,
-    kernel_rows,
-    kernels,
     results,
     runs,
     suite_cases,
@@ -30,29 +28,20 @@ def programs(cases: Sequence[str]) -> Iterator[tuple[Workload, str, Program]]:
     def is_wanted(workload: Workload) -> bool:
         return any(fnmatch.fnmatchcase(workload.name, f"{case}*") for case in cases)
 
-    everything = list(kernels.KERNELS.values())
-    for check in kernel_checks.checks(
-        everything, workloads.DTYPES, list(workloads.LAYOUTS)
-    ):
+    for check in kernel_checks.checks(workloads.DTYPES, list(workloads.LAYOUTS)):
         if is_wanted(check.workload):
             program = (kernel_checks.function(check), kernel_checks.abstract(check))
             yield check.workload, check.name, program
     for part in suite_cases.PARTS:
         for workload in suite_cases.workloads_of(
-            part,
-            workloads.DTYPES,
-            workloads.LAYOUTS,
-            num_factors=suite_cases.NUM_FACTORS,
+            part, list(workloads.LAYOUTS), num_patterns=suite_cases.NUM_PATTERNS
         ):
             if not is_wanted(workload):
                 continue
-            found = suite_cases.contestants(
-                workload, list(kernels.KERNELS), suite_cases.NUM_CONFIGURATIONS
-            )
-            compiled = kernel_rows.abstract_programs(workload, found)
-            for one, program in zip(found, compiled, strict=True):
-                if one.implementation not in suite_cases.XLA:
-                    yield workload, one.name, program
+            for name in suite_cases.implementations(workload):
+                if name in suite_cases.OURS:
+                    shapes = workloads.shapes(workload)
+                    yield workload, name, workloads.program(workload, name, shapes)
 
 
 def tasks(

@@ -7,8 +7,8 @@ from typing import Literal
 
 from benchmarks import ceilings, suite_cases
 from benchmarks.results import Row
-from benchmarks.suite_cases import FACTOR_BY_FACTOR, XLA
-from benchmarks.workloads import DENSE_LAYER, DTYPES, LAYOUTS, Workload
+from benchmarks.suite_cases import FACTOR_BY_FACTOR, OURS, XLA
+from benchmarks.workloads import DENSE_LAYER, LAYOUTS, Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,6 @@ def rates(rows: Iterable[ceilings.Row]) -> dict[str, Rates]:
     return {run: Rates(copy, products.get(run, {})) for run, copy in copies.items()}
 
 
-DENSE = (DENSE_LAYER, "dense")
-
 # Of the rows of one workload, measured side by side, and the ceilings of their run;
 # None where the target does not apply.
 Value = Callable[[Sequence[Row], Rates], float | None]
@@ -53,6 +51,7 @@ class Target:
 
     Attributes:
       text: what, in words.
+      unit: what the value is, in a word or two.
       workloads: on which.
       value: what is to reach the threshold.
       threshold: how much it should be at least.
@@ -60,6 +59,7 @@ class Target:
     """
 
     text: str
+    unit: str
     workloads: tuple[Workload, ...]
     value: Value
     threshold: float
@@ -99,88 +99,51 @@ class Judgement:
         )
 
 
-def targets(num_factors: int) -> list[Target]:
+def targets(num_patterns: int) -> list[Target]:
     """All targets, with so many of the paper's patterns."""
     parts = {
         part: tuple(
-            suite_cases.workloads_of(
-                part,
-                DTYPES,
-                LAYOUTS,
-                num_factors=num_factors,
-            )
+            suite_cases.workloads_of(part, list(LAYOUTS), num_patterns=num_patterns)
         )
         for part in suite_cases.PARTS
     }
+
+    def of(part: suite_cases.Part, *cases: str) -> tuple[Workload, ...]:
+        return tuple(work for work in parts[part] if work.case in cases)
+
+    small, middle, large = suite_cases.TWO_FACTORS
+    strided = of("factors", *suite_cases.STRIDED)
+    dense = faster_than([DENSE_LAYER])
+    xla = faster_than(XLA)
     found = [
         Target(
-            "one factor, memory-bound: share of the copy bandwidth",
-            parts["factors"],
+            "one factor, d = 1, bound by memory",
+            "of a copy",
+            of("factors", *suite_cases.LAST_IN_BLOCK),
             share_of_copy,
             0.85,
-        )
+        ),
+        Target(
+            "one factor, d > 1, blocks of 16 to 128, features last",
+            "of a copy",
+            tuple(work for work in strided if work.layout == "feature_last"),
+            share_of_copy,
+            0.8,
+        ),
+        Target(small, "of the floor", of("chains", small), share_of_floor, 0.8),
     ]
-    for case in ("monarch:1024x1024", "monarch:2048x2048"):
-        mine = tuple(work for work in parts["fused"] if work.case == case)
-        gain = Target(
-            f"{case}, bfloat16: times as fast as XLA's best",
-            mine,
-            faster_than(XLA),
-            1.7,
-        )
-        floor = Target(
-            f"{case}, bfloat16: share of the floor", mine, share_of_floor, 0.75
-        )
-        found += [gain, floor]
-    wide = tuple(work for work in parts["fused"] if work.case == "monarch:4096x4096")
-    for rivals, words, threshold in (
-        (XLA, "XLA's best", 1.3),
-        (DENSE, "a dense layer", 6.0),
-    ):
-        text = f"monarch:4096x4096, bfloat16: times as fast as {words}"
-        found.append(Target(text, wide, faster_than(rivals), threshold))
-    trained = [work for work in parts["training"] if work.dtype == "bfloat16"]
-    fast = ("monarch:1024x1024", "monarch:2048x2048")
-    found.append(
-        Target(
-            f"{' and '.join(fast)}, bfloat16, forward and backward: times as fast as "
-            "XLA's best",
-            tuple(work for work in trained if work.case in fast),
-            faster_than(XLA),
-            1.5,
-        )
-    )
-    for num_factors, threshold in ((2, 2.0), (6, 5.0)):
-        found.append(
-            Target(
-                f"{num_factors} factors, bfloat16, forward and backward: times the "
-                "temporary memory in XLA's least",
-                tuple(work for work in trained if len(work.chain) == num_factors),
-                smaller_than(FACTOR_BY_FACTOR),
-                threshold,
-            )
-        )
-    found.append(
-        Target(
-            "radix-2 chains: times as fast as XLA's best factor by factor",
-            parts["radix"],
-            faster_than(FACTOR_BY_FACTOR),
-            6.0,
-        )
-    )
-    for layout in LAYOUTS:
-        mine = tuple(
-            work
-            for work in parts["factors"]
-            if work.layout == layout and work.chain.density < 1 / 4
-        )
-        text = f"the paper's patterns, density below 1/4, float16, {layout}"
-        found.append(
-            Target(
-                f"{text}: times as fast as XLA's best", mine, faster_than(XLA), 1.0, 0.9
-            )
-        )
-    return found
+    for case, threshold in ((small, 2.2), (middle, 2.5), (large, 2.0)):
+        found.append(Target(case, "× XLA", of("chains", case), xla, threshold))
+    found.append(Target(large, "× dense", of("chains", large), dense, 4.5))
+    for case, threshold in ((small, 1.5), (middle, 2.0)):
+        text = f"{case}, forward and backward"
+        found.append(Target(text, "× XLA", of("training", case), xla, threshold))
+    one_by_one = faster_than(FACTOR_BY_FACTOR)
+    return [
+        *found,
+        Target("radix-2 chains", "× XLA by factor", parts["radix"], one_by_one, 6.0),
+        Target("the paper's patterns, float16", "× XLA", parts["paper"], xla, 1.0, 0.9),
+    ]
 
 
 def judge(
@@ -233,7 +196,7 @@ def best_kernel(group: Iterable[Row]) -> Row | None:
     right = [
         row
         for row in group
-        if row.implementation not in XLA
+        if row.implementation in OURS
         and row.configuration is None
         and row.measured
         and not row.is_wrong
@@ -256,32 +219,6 @@ def faster_than(rivals: Collection[str]) -> Value:
         return min(others) / best.median if best else 0.0
 
     return value
-
-
-def smaller_than(rivals: Collection[str]) -> Value:
-    """How many times as much temporary memory the rival with the least of it takes.
-
-    For rows forward and backward: memory beside x, the factors, y, and the gradients of
-    all these; of that the best kernel is taken to need a byte at least.
-    """
-
-    def value(group: Sequence[Row], rates: Rates) -> float | None:
-        del rates
-        others = [_temporary(row) for row in group if row.implementation in rivals]
-        known = [one for one in others if one is not None]
-        if not known:
-            return None
-        best = best_kernel(group)
-        mine = None if best is None else _temporary(best)
-        return 0.0 if mine is None else min(known) / max(mine, 1)
-
-    return value
-
-
-def _temporary(row: Row) -> int | None:
-    if row.measured is None or row.measured.peak_bytes is None:
-        return None
-    return row.measured.peak_bytes - 2 * row.floor_bytes
 
 
 def share_of_copy(group: Sequence[Row], rates: Rates) -> float | None:

@@ -211,21 +211,39 @@ def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return run
 
 
-def truth(workload: Workload, inputs: Inputs, *, dense_layer: bool) -> list[jax.Array]:
+def truth(
+    workload: Workload,
+    inputs: Inputs,
+    *,
+    dense_layer: bool,
+    vectors: slice = slice(None),
+) -> list[jax.Array]:
     """The outputs in float64, of the dense layer or of the chain.
 
     The chain is applied by `definition`.
+
+    Args:
+      workload: the case.
+      inputs: of `draw`.
+      dense_layer: which of the two.
+      vectors: of x and y to take, forward; gradients are sums over all of them.
     """
     formula = functools.partial(definition, axis=workload.axis)
+    few = dataclasses.replace(inputs, x=take(workload, inputs.x, vectors))
     function, arguments = with_direction(
         workload,
         _dense_layer(workload) if dense_layer else formula,
-        inputs,
+        few,
         dense_layer=dense_layer,
     )
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
         return jax.tree.leaves(jax.jit(function)(*wide))
+
+
+def take(workload: Workload, x: jax.Array, vectors: slice) -> jax.Array:
+    """Some of the vectors of x, or of y."""
+    return x[vectors] if workload.axis == -1 else x[:, vectors]
 
 
 def definition(

@@ -1,24 +1,30 @@
 """Runs a program for GPUs on a CPU: in the interpreter, on tiny cases.
 
-`python -m tests.benchmarks.rehearsal gpu_suite FLAGS`, or autotune. With BROKEN=wrong
-in the environment the kernel returns something else, in one configuration alone with
-BROKEN=narrow, and with BROKEN=dead the process ends within it.
+`python -m tests.benchmarks.rehearsal gpu_suite FLAGS`, or autotune. BROKEN in the
+environment breaks the kernel: with "wrong" it returns something else, in one
+configuration alone with "narrow"; "dead" ends the process, and "stuck" hangs, in
+float16.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import sys
+import time
 
+import jax
+
+import butterjax as bj
 from benchmarks import (
     ceilings,
     devices,
     kernel_checks,
     kernels,
-    models,
-    network_rows,
     runs,
     suite_cases,
+    suite_rows,
+    workers,
 )
 from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
@@ -26,63 +32,100 @@ from pallas_kernels import factor
 from tests import gpu_interpreter
 
 SMALL = factor.Config(rows=64, features=16, depth=16, stages=2, ctas=1)
-NARROW = dataclasses.replace(SMALL, rows=16, m_warps=1)
-SPECS = {"fused": "(2,16,16,1)", "factors": "(1,32,16,1)"}
+NARROW = dataclasses.replace(SMALL, stages=1)
+apply = bj.butterfly
+SPEC = "(1,32,16,1)"
+CASES = {"factors": (SPEC, "bfloat16"), "paper": ("(2,16,16,1)", "float16")}
 
 
-def tiny_workloads(part, dtypes, layouts, *, num_factors):
+def tiny_checks(dtypes, layouts):
+    """A few in each dtype, some with gradients."""
+    for dtype in dtypes:
+        for layout in layouts:
+            work = Workload(SPEC, parse_chain(SPEC), 40, dtype, layout, "forward")
+            check = kernel_checks.Check("pallas", work)
+            yield check
+            yield dataclasses.replace(check, has_bias=True, activation="gelu")
+            if dtype == "bfloat16":
+                both = dataclasses.replace(work, direction="forward+backward")
+                yield dataclasses.replace(check, workload=both)
+
+
+def tiny_workloads(part, layouts, *, num_patterns):
     """One workload for each of two parts, of the first layout."""
-    if part in SPECS:
-        spec, (layout, *_) = SPECS[part], layouts
-        yield Workload(spec, parse_chain(spec), 40, "bfloat16", layout, "forward")
+    if part in CASES:
+        spec, dtype = CASES[part]
+        yield Workload(spec, parse_chain(spec), 40, dtype, layouts[0], "forward")
 
 
-def tiny_networks(dtypes):
-    """An MLP block."""
-    sizes = models.Sizes(depth=1, width=16, heads=0, hidden=32, tokens=4, classes=0)
-    yield network_rows.Workload("llama_mlp", sizes, 2, "bfloat16", "training step")
+HOW = os.environ.get("BROKEN")
+
+
+def end(x):
+    """What a kernel does that crashes, or never comes to an end."""
+    os._exit(9) if HOW == "dead" else time.sleep(1000)
+
+
+def butterfly(x, factors, *, implementation, **options):
+    """The library's, or something that is not."""
+    ours = implementation in suite_cases.OURS
+    if ours and x.dtype == "float16" and HOW in ("dead", "stuck"):
+        x = jax.pure_callback(end, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+    y = apply(x, factors, implementation=implementation, **options)
+    return y.at[-1].multiply(2) if ours and HOW == "wrong" else y
 
 
 def run(x, factors, *, config, **options):
-    """The kernel, or something that is not."""
-    how = os.environ.get("BROKEN")
-    if how == "dead":
-        os._exit(9)
-    (w,) = factors
-    y = factor.factor(x, w, config=config, **options)
-    is_wrong = how == "wrong" or (how == "narrow" and config == NARROW)
-    return y.at[-1].multiply(2) if is_wrong else y
+    """The kernel, or in one configuration something that is not."""
+    y = factor.factor(x, *factors, config=config, **options)
+    return y.at[-1].multiply(2) if HOW == "narrow" and config == NARROW else y
 
 
-def default_config(*args, **kwargs):
-    """One that the interpreter has threads for."""
-    return SMALL
-
-
-def main():
-    program = importlib.import_module(f"benchmarks.{sys.argv.pop(1)}")
+def prepare():
+    """Makes everything small."""
+    bj.butterfly = butterfly
     kernel = kernels.KERNELS["factor"]
     kernels.KERNELS.clear()
     kernels.KERNELS["factor"] = dataclasses.replace(
         kernel,
         run=run,
-        default_config=default_config,
+        default_config=lambda *args, **kwargs: SMALL,
         dtypes=("bfloat16",),
-        checked=(SPECS["factors"],),
         grid={},
         first=lambda by_rule: (NARROW,),
         is_launched_on=lambda workload, precision: (workload.chain,),
     )
-    factor.default_config = default_config
     devices.problem = lambda: None
-    kernel_checks.RAGGED = 40
-    kernel_checks.BATCHES = {"feature_last": (33,), "feature_first": (72,)}
-    os.cpu_count = lambda: 1  # What is compiled in other threads is not interpreted.
+    # What is compiled in other threads is not interpreted.
+    os.cpu_count = lambda: 1
     ceilings.SIZES = ceilings.Sizes(copied=2**16, matrices=64)
     suite_cases.workloads_of = tiny_workloads
-    suite_cases.networks_of = tiny_networks
-    # The interpreter does not go together with much else in a program.
-    suite_cases.network_implementations = lambda names: ["einsum"]
+    suite_cases.implementations = lambda workload: ["dense layer", "bmm", "pallas"]
+    kernel_checks.checks = lambda *args: list(tiny_checks(*args))
+    kernel_checks._TO_RUN = suite_rows._TO_RUN = 3.0
+
+
+class Rehearsed:
+    """A function that is called in a process of its own, prepared as this one is."""
+
+    def __init__(self, function):
+        self.function, self.stack = function, None
+
+    def __call__(self, task, tell):
+        if self.stack is None:
+            prepare()
+            self.stack = contextlib.ExitStack()
+            self.stack.enter_context(gpu_interpreter.interpreter())
+        return self.function(task, tell)
+
+
+def main():
+    program = importlib.import_module(f"benchmarks.{sys.argv.pop(1)}")
+    prepare()
+    run_all = workers.run_all
+    workers.run_all = lambda function, *args, **kwargs: run_all(
+        Rehearsed(function), *args, **kwargs
+    )
     program.define_flags()
     with gpu_interpreter.interpreter():
         runs.start(program.main)

@@ -1,14 +1,17 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import kernel_checks, kernels, workloads
+from benchmarks import kernel_checks, workloads
 from benchmarks.cases import parse_chain
 from benchmarks.kernel_checks import Check
+from benchmarks.workers import Lost
 from benchmarks.workloads import Workload
+from butterjax.gpu.launches import plan_launches
 from tests import reference
 from tests.benchmarks.test_results import ENVIRONMENT
 
@@ -17,13 +20,14 @@ SPEC = "(2,8,4,3)(3,4,8,2)"
 
 def check(layout="feature_last", dtype="float32", direction="forward", **kwargs):
     work = Workload(SPEC, parse_chain(SPEC), 10, dtype, layout, direction)
-    return Check("chain", work, **kwargs)
+    return Check("pallas_chain", work, **kwargs)
 
 
 def with_gradients(layout="feature_last", **kwargs):
     return check(layout, direction="forward+backward", precision="highest", **kwargs)
 
 
+@functools.cache
 def right(one):
     """The call that a check is of, by XLA."""
     axis = one.workload.axis
@@ -39,6 +43,8 @@ def right(one):
             rows = rows + bias
         if one.activation == "relu":
             rows = jnp.maximum(rows, 0)
+        if one.activation == "gelu":
+            rows = jax.nn.gelu(rows)
         return rows if axis == -1 else rows.T
 
     def both(dy, *arguments):
@@ -55,7 +61,7 @@ VARIANTS = [
     check("feature_first", has_bias=True),
     with_gradients(),
     with_gradients("feature_first", has_bias=True),
-    with_gradients(has_bias=True, activation="relu"),
+    with_gradients(has_bias=True, activation="gelu"),
 ]
 
 
@@ -180,18 +186,19 @@ def test_float32_is_held_to_what_its_pieces_keep():
     assert check(dtype="bfloat16").tolerance == 2e-2
 
 
-def row(one, *, unsupported=None, failed=None):
-    return kernel_checks.Row(ENVIRONMENT, "s", one, 1.0, None, unsupported, failed)
+def row(one, kernels=("factor",), **changes):
+    fields = {"error": None, "unsupported": None, "failed": None, "is_lost": False}
+    return kernel_checks.Row(
+        ENVIRONMENT, "s", one, kernels, 1.0, **{**fields, **changes}
+    )
 
 
 def test_summary():
-    first, last = check(), check("feature_first")
-    assert kernel_checks.summary([row(first), row(last)]) == []
-    assert kernel_checks.summary([row(first), row(first, unsupported="no")]) == []
-    (problem,) = kernel_checks.summary([row(first, failed="bad"), row(last)])
+    one = check()
+    good = [row(one, error=0.1), row(one, unsupported="no")]
+    assert kernel_checks.summary(good) == []
+    (problem,) = kernel_checks.summary([row(one, failed="bad"), *good])
     assert problem.endswith("float32 feature_last: bad")
-    (problem,) = kernel_checks.summary([row(first), row(last, unsupported="no")])
-    assert problem == "chain float32 feature_first: every check is refused"
 
 
 def test_a_change_of_the_sources_is_a_new_check():
@@ -201,57 +208,96 @@ def test_a_change_of_the_sources_is_a_new_check():
     assert len(kernel_checks.sources()) == 16
 
 
-def all_checks():
-    everything = list(kernels.KERNELS.values())
-    layouts = list(workloads.LAYOUTS)
-    return list(kernel_checks.checks(everything, workloads.DTYPES, layouts))
+def test_what_a_lost_form_excludes():
+    one = row(check(), ("factor",)).form
+    lost = [one]
+    for other, is_excluded in (
+        (row(check(), ("factor",)), True),
+        (row(check(), ("factor", "strided")), True),
+        (row(check(), ("strided",)), False),
+        (row(check("feature_first"), ("factor",)), False),
+        (row(check(dtype="float16"), ("factor",)), False),
+        (row(with_gradients(), ("factor",)), False),
+    ):
+        assert (other.form.excluded_by(lost) is not None) == is_excluded
+    assert one.excluded_by([]) is None
+    assert row(check(), None).form is None
 
 
-def test_checks_cover_what_kernels_offer():
-    found = all_checks()
-    assert len({one.name for one in found}) == len(found)
-    for name, kernel in kernels.KERNELS.items():
-        mine = [one for one in found if one.kernel == name]
-        pairs = {(one.workload.dtype, one.workload.layout) for one in mine}
-        assert pairs == {(t, l) for t in kernel.dtypes for l in workloads.LAYOUTS}
-        for pair in pairs:
-            for has_gradients in (False, True):
-                some = [
-                    one
-                    for one in mine
-                    if (one.workload.dtype, one.workload.layout) == pair
-                    and one.has_gradients == has_gradients
-                ]
-                activations = {one.activation for one in some if one.has_bias}
-                assert activations == {None, "relu", "gelu", "silu"}
-                assert max(one.workload.batch for one in some) > 20_000
-                cases = {one.workload.case for one in some}
-                is_first = pair[0] == kernel.dtypes[0]
-                everything = is_first or not has_gradients
-                assert cases == set(kernel.checked[: None if everything else 1])
+def run(one, excluded=()):
+    told = []
+    task = kernel_checks.Task(one, ENVIRONMENT, excluded, 0)
+    return kernel_checks.run(task, lambda doing, _: told.append(doing)), told
 
 
-def test_few_checks_are_refused():
-    refused: dict[tuple[str, str], list[bool]] = {}
-    for one in all_checks():
-        if (
-            one.has_gradients
-            or one.workload.layout == "feature_first"
-            or one != Check(one.kernel, one.workload)
-        ):
-            continue
-        try:
-            jax.eval_shape(kernel_checks.function(one), *kernel_checks.abstract(one))
-        except NotImplementedError:
-            is_refused = True
-        else:
-            is_refused = False
-        group = (one.kernel, one.workload.dtype)
-        refused.setdefault(group, []).append(is_refused)
-        if one.kernel == "chain" and one.workload.case in (
-            *("monarch:256x256", "monarch:1024x1024", "monarch:2048x2048"),
-        ):
-            assert not is_refused or one.workload.dtype == "float32", one.name
-    for (kernel, dtype), outcomes in refused.items():
-        share = 0.8 if dtype == "float32" else 0.25
-        assert sum(outcomes) <= share * len(outcomes), (kernel, dtype)
+def test_a_check_is_made(monkeypatch):
+    # XLA's can run here, and launches no kernel.
+    one = dataclasses.replace(check(), implementation="bmm", precision="highest")
+    found, told = run(one)
+    assert found.failed is None
+    assert 0 < found.error < found.tolerance
+    assert found.kernels == ()
+    assert told == ["tracing", "compiling", "drawing", "running "]
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("too wide")
+
+    monkeypatch.setattr(kernel_checks.bj, "butterfly", refuse)
+    refused, _ = run(one)
+    assert refused.unsupported == "too wide"
+
+
+def test_a_kernel_that_does_not_compile_is_wrong():
+    work = dataclasses.replace(check().workload, dtype="bfloat16")
+    one = dataclasses.replace(check(), workload=work)  # There is no GPU.
+    found, told = run(one)
+    assert "does not compile: " in found.failed
+    assert found.kernels
+    assert told == ["tracing", "compiling"]
+    excluded, told = run(one, (found.form,))
+    assert "a process was lost to" in excluded.failed
+    assert told == ["tracing"]
+
+
+def test_the_row_of_what_was_lost():
+    task = kernel_checks.Task(check(), ENVIRONMENT, (), 0)
+    while_running = kernel_checks.lost_row(task, Lost("running a b", "it died"))
+    assert while_running.kernels == ("a", "b")
+    assert while_running.is_lost
+    before = kernel_checks.lost_row(task, Lost("tracing", "it died"))
+    assert (before.kernels, before.is_lost) == (None, False)
+    assert before.failed == "it died, tracing"
+
+
+def test_checks_are_few_and_broad():
+    found = kernel_checks.checks(workloads.DTYPES, list(workloads.LAYOUTS))
+    assert len({one.name for one in found}) == len(found) < 200
+    first = found[: 2 * len(kernel_checks.CORE)]  # One of each form.
+    assert {one.workload.case for one in first} == set(kernel_checks.CORE)
+    for dtype in workloads.DTYPES:
+        for layout in workloads.LAYOUTS:
+            mine = [
+                one
+                for one in found
+                if (one.workload.dtype, one.workload.layout) == (dtype, layout)
+            ]
+            assert {one.has_gradients for one in mine} == {False, True}
+            assert any(one.activation and one.has_bias for one in mine)
+    assert {one.activation for one in found} == {None, "relu", "gelu", "silu"}
+    batches = {one.workload.batch for one in found}
+    assert max(batches) > 20_000
+    assert min(batches) == 1
+    few = kernel_checks.checks(["float16"], ["feature_first"])
+    assert few == [
+        one
+        for one in found
+        if (one.workload.dtype, one.workload.layout) == ("float16", "feature_first")
+    ]
+
+
+@pytest.mark.parametrize("spec", kernel_checks.CORE)
+def test_each_form_is_launched(spec):
+    for layout in workloads.LAYOUTS.values():
+        assert plan_launches(
+            parse_chain(spec), dtype="bfloat16", batch=kernel_checks.RAGGED, axis=layout
+        )

@@ -7,25 +7,23 @@ from tests.benchmarks.test_gpu_programs import ENVIRONMENT, make_facts, make_row
 @pytest.fixture
 def few(monkeypatch):
     """The suite's programs, cut down to the checks of one chain and some chains."""
-    monkeypatch.setattr(suite_programs.suite_cases, "PARTS", ("fused",))
+    monkeypatch.setattr(suite_programs.suite_cases, "PARTS", ("chains",))
 
 
 def test_programs_are_those_of_the_suite(few):
     found = list(suite_programs.programs(["*/1000/", "monarch:1024"]))
     names = [(workload.name, name) for workload, name, _ in found]
     assert len(set(names)) == len(names)
-    checks = [name for _, name in names if name.startswith(("chain ", "factor "))]
+    checks = [name for _, name in names if " " in name]
     assert any("gelu" in name for name in checks)
     mine = [name for work, name in names if work.startswith("monarch:1024x1024/25088")]
-    assert {"pallas_chain", "pallas"} <= set(mine)
-    assert any("'rows': 32" in name for name in mine)
-    assert not {"bmm", "dense layer"} & {name for _, name in names}
+    assert {"pallas_chain", "pallas"} == set(mine)
 
 
 def test_cases_choose(few, monkeypatch):
     case = "monarch:2048x2048/25088/bfloat16/feature_first"
     tasks = suite_programs.tasks([case], ENVIRONMENT, {})
-    assert len(tasks) > 2
+    assert len(tasks) == 2
     assert all(task.description.startswith(case) for task in tasks)
 
     def fail(function, arguments, *, options):

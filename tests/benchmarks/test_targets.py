@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from benchmarks import ceilings, suite_cases, targets
-from benchmarks.workloads import DTYPES, LAYOUTS
+from benchmarks.workloads import LAYOUTS
 from tests.benchmarks.test_results import ENVIRONMENT, row
 
 # One byte and one operation in a second.
@@ -14,7 +14,7 @@ CEILINGS = [
 
 
 def workload(index=0):
-    found = suite_cases.workloads_of("fused", DTYPES, LAYOUTS, num_factors=1)
+    found = suite_cases.workloads_of("chains", list(LAYOUTS), num_patterns=1)
     return list(found)[index]
 
 
@@ -34,7 +34,7 @@ def group(index=0, *, environment=ENVIRONMENT, **seconds):
 
 def target(value, threshold, num=1, share=1.0):
     works = tuple(map(workload, range(num)))
-    return targets.Target("it", works, value, threshold, share)
+    return targets.Target("it", "times", works, value, threshold, share)
 
 
 def judge(one, rows, ceiling_rows=CEILINGS):
@@ -67,23 +67,6 @@ def test_share_of_the_floor():
     assert one.values == (7 / 8,)
     one = judge(target(targets.share_of_copy, 0.5), bound_by_products)
     assert (one.values, one.verdict) == ((), "not measured")
-
-
-def test_temporary_memory():
-    rows = [
-        dataclasses.replace(
-            one, measured=dataclasses.replace(one.measured, peak_bytes=peak)
-        )
-        for one, peak in zip(
-            group(bmm=1.0, einsum=1.0, dense=1.0, pallas=2.0, pallas_chain=1.0),
-            (32, 22, 12, 12, 16),
-            strict=True,
-        )
-    ]
-    one = target(targets.smaller_than(("bmm", "einsum")), 2.0)
-    assert judge(one, rows).values == (10 / 4,)  # Of the fastest kernel.
-    assert judge(one, rows[:4]).values == (10.0,)
-    assert judge(one, group(pallas=1.0)).verdict == "not measured"
 
 
 def test_what_does_not_count():
@@ -122,24 +105,28 @@ def test_only_one_run_is_compared():
 
 
 def test_the_targets():
-    found = targets.targets(60)
-    assert [one.threshold for one in found] == [
-        *(0.85, 1.7, 0.75, 1.7, 0.75, 1.3, 6, 1.5, 2, 5, 6, 1, 1)
+    found = targets.targets(20)
+    assert [(one.threshold, one.unit) for one in found] == [
+        (0.85, "of a copy"),
+        (0.8, "of a copy"),
+        (0.8, "of the floor"),
+        (2.2, "× XLA"),
+        (2.5, "× XLA"),
+        (2.0, "× XLA"),
+        (4.5, "× dense"),
+        (1.5, "× XLA"),
+        (2.0, "× XLA"),
+        (6.0, "× XLA by factor"),
+        (1.0, "× XLA"),
     ]
     for one in found:
         assert one.workloads
-    one_factor, gain, *_, radix, last, first = found
-    assert {work.dtype for work in one_factor.workloads} == {"float16"}
-    assert len(one_factor.workloads) == 120
-    assert {work.case for work in gain.workloads} == {"monarch:1024x1024"}
-    assert {work.layout for work in gain.workloads} == set(LAYOUTS)
-    assert all("square_dyadic" in work.case for work in radix.workloads)
-    trained = found[7:10]
-    for one in trained:
+    aligned, strided, gain, *_ = found
+    assert all(work.chain[0].d == 1 for work in aligned.workloads)
+    assert all(work.chain[0].d > 1 for work in strided.workloads)
+    assert {work.layout for work in strided.workloads} == {"feature_last"}
+    assert {work.dtype for work in gain.workloads} == {"bfloat16", "float16"}
+    for one in found[7:9]:
         assert {work.direction for work in one.workloads} == {"forward+backward"}
-        assert {work.dtype for work in one.workloads} == {"bfloat16"}
-    assert {work.case for work in trained[2].workloads} == {"square_dyadic:4096/6"}
-    for one, layout in ((last, "feature_last"), (first, "feature_first")):
-        assert all(work.chain.density < 0.25 for work in one.workloads)
-        assert {work.layout for work in one.workloads} == {layout}
-        assert one.share == 0.9
+    assert len(found[-1].workloads) == 40
+    assert found[-1].share == 0.9

@@ -1,0 +1,168 @@
+"""What `benchmarks.gpu_suite` found, on a page that fits a terminal."""
+
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.table import Table
+
+from benchmarks import ceilings, jsonl, kernel_checks, launched, tables, targets
+from benchmarks.kernel_checks import Form
+from benchmarks.results import Row
+from benchmarks.suite_cases import XLA
+from benchmarks.workloads import DENSE_LAYER, DTYPES, LAYOUTS, Workload
+
+# Checks that were made on devices, of which rows are kept.
+COMMITTED = pathlib.Path(__file__).parent / "results"
+
+_LAYOUTS = {"feature_last": "last", "feature_first": "first"}
+
+
+def committed() -> list[kernel_checks.Row]:
+    """The checks whose rows lie among the committed results."""
+    return [
+        row
+        for path in sorted(COMMITTED.glob("gpu_checks*.jsonl"))
+        for row in jsonl.load(path, kernel_checks.Row)
+    ]
+
+
+def checks(rows: Sequence[kernel_checks.Row]) -> Table:
+    """How many checks of each form were right, wrong, refused and lost."""
+    table = tables.plain(caption="lost: the process died, or did not come to an end")
+    table.add_column("kernels, and what they were launched on", no_wrap=True)
+    for heading in ("right", "wrong", "lost", "error ÷ allowed"):
+        table.add_column(heading, justify="right")
+    groups: dict[Form, list[kernel_checks.Row]] = {}
+    for row in rows:
+        if row.form is not None and (row.is_lost or row.error is not None):
+            groups.setdefault(row.form, []).append(row)
+    for form, group in sorted(groups.items()):
+        wrong = sum(row.failed is not None and not row.is_lost for row in group)
+        lost = sum(row.is_lost for row in group)
+        errors = [row.error / row.tolerance for row in group if row.error is not None]
+        table.add_row(
+            *(
+                form.name,
+                str(len(group) - wrong - lost),
+                str(wrong or ""),
+                str(lost or ""),
+            ),
+            f"{max(errors):.2f}" if errors else "",
+        )
+    return table
+
+
+def never_run(rows: Iterable[kernel_checks.Row]) -> list[str]:
+    """Forms of kernels that no check has ever run on a device, in words.
+
+    Args:
+      rows: of checks, this run's and those that are kept.
+    """
+    ran = {
+        (kernel, row.form.dtype, row.form.layout)
+        for row in rows
+        if row.form is not None and row.error is not None
+        for kernel in row.form.kernels
+    }
+    lines = []
+    for name, layout in itertools.product(launched.names(), LAYOUTS):
+        missing = [one for one in DTYPES if (name, one, layout) not in ran]
+        if missing:
+            lines.append(f"{name}, {layout}: {', '.join(missing)}")
+    return lines
+
+
+def cases(
+    rows: Iterable[Row],
+    ceiling_rows: Iterable[ceilings.Row],
+    wanted: Sequence[targets.Target],
+) -> Table:
+    """What was measured of each workload, but of the paper's many."""
+    table = tables.plain(
+        caption="µs, medians; floor: the time that the device needs for the bytes or "
+        "the products, over ours; ~ noisy, ! wrong",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("ours", "XLA", "dense", "× XLA", "floor"):
+        table.add_column(heading, justify="right")
+    table.add_column("targets", no_wrap=True)
+    of_run = targets.rates(ceiling_rows)
+    ratio = targets.faster_than(XLA)
+    for work, group in targets.by_workload(rows).items():
+        rates = of_run.get(group[0].environment.run)
+        if rates is None or any(work in t.workloads and t.share < 1 for t in wanted):
+            continue
+        best = targets.best_kernel(group)
+        rivals = [row for row in group if row.implementation in XLA and row.measured]
+        rival = min(rivals, key=lambda row: row.median, default=None)
+        layer = [row for row in rivals if row.implementation == DENSE_LAYER]
+        gain = ratio(group, rates)
+        has_rate = work.dtype in rates.matmul
+        share = targets.share_of_floor(group, rates) if has_rate else None
+        table.add_row(
+            _title(work),
+            *map(_microseconds, (best, rival, next(iter(layer), None))),
+            "" if gain is None else f"{gain:.2f}",
+            "" if share is None else f"{share:.2f}",
+            ", ".join(_judged(work, group, rates, wanted)),
+        )
+    return table
+
+
+def _title(work: Workload) -> str:
+    words = [work.case, _LAYOUTS[work.layout]]
+    words += [work.dtype] if work.dtype != "bfloat16" else []
+    return " ".join([*words, *(["+grad"] if work.direction != "forward" else [])])
+
+
+def _microseconds(row: Row | None) -> str:
+    if row is None or row.measured is None:
+        return "none"
+    mark = "~" if row.measured.is_noisy else ""
+    return f"{1e6 * row.median:.1f}{mark}{'!' if row.is_wrong else ''}"
+
+
+def _judged(
+    work: Workload,
+    group: Sequence[Row],
+    rates: targets.Rates,
+    wanted: Sequence[targets.Target],
+) -> Iterator[str]:
+    for target in wanted:
+        if work in target.workloads:
+            value = target.value(group, rates)
+            sign = "≥" if value is not None and value >= target.threshold else "below"
+            yield f"{sign} {target.threshold:g} {target.unit}"
+
+
+def judgements(found: Iterable[targets.Judgement]) -> Table:
+    """Which targets are met."""
+    table = tables.plain()
+    for heading in ("target", "at least", "", "measured"):
+        table.add_column(heading)
+    for judgement in found:
+        target = judgement.target
+        share = "" if target.share == 1 else f" on {target.share:.0%}"
+        table.add_row(
+            target.text,
+            f"{target.threshold:g} {target.unit}{share}",
+            judgement.verdict,
+            judgement.found,
+        )
+    return table
+
+
+def rates(ceiling_rows: Iterable[ceilings.Row]) -> str:
+    """The ceilings of the last run."""
+    of_run = targets.rates(ceiling_rows)
+    if not of_run:
+        return "no ceilings were measured"
+    run, last = list(of_run.items())[-1]
+    products = ", ".join(
+        f"{dtype} {rate / 1e12:.0f}" for dtype, rate in last.matmul.items()
+    )
+    return (
+        f"{run}: copies {last.copy / 1e12:.2f} TB/s, read and written; products "
+        f"{products} TFLOP/s"
+    )
