@@ -3,12 +3,14 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from butterjax import implementations, planning
+from butterjax.implementations.batches import unsharded
 from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
 from pallas_kernels.common.epilogue import ACTIVATIONS, Activation
@@ -100,20 +102,27 @@ def butterfly(
     if implementation is None:
         implementation = planning.choose(
             chain,
-            batch=x.size // chain.in_features,
+            batch=_known_size(x.shape[:axis] + x.shape[axis + 1 :]),
             axis=-1 if axis == x.ndim - 1 else 0,
         )
     y: jax.Array = _apply(
         implementations.get(implementation),
-        x.astype(dtype),
-        tuple(factor.astype(dtype) for factor in arrays),
+        x,
+        arrays,
         bias,
         axis=axis,
+        dtype=dtype,
         activation=activation,
         precision=precision,
         out_dtype=out_dtype,
     )
     return y
+
+
+def _known_size(shape: tuple[Any, ...]) -> int | None:
+    """Elements of an array, None where `jax.export` leaves a size open."""
+    size = math.prod(shape)
+    return size if isinstance(size, int) else None
 
 
 def _check_dtype(what: str, dtype: DTypeLike) -> jnp.dtype:
@@ -159,7 +168,14 @@ def _is_complex(dtype: DTypeLike) -> bool:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("implementation", "axis", "activation", "precision", "out_dtype"),
+    static_argnames=(
+        "implementation",
+        "axis",
+        "dtype",
+        "activation",
+        "precision",
+        "out_dtype",
+    ),
     inline=True,
 )
 def _apply(
@@ -169,11 +185,18 @@ def _apply(
     bias: jax.Array | None,
     *,
     axis: int,
+    dtype: jnp.dtype,
     activation: Activation | None,
     precision: jax.lax.PrecisionLike,
     out_dtype: jnp.dtype,
 ) -> jax.Array:
-    """Brings x to two axes and hands it to the implementation."""
+    """Brings the features to one end of x and hands it to the implementation.
+
+    Explicit mesh axes may shard the batch. Features mix in every factor: those and the
+    factors are brought together first.
+    """
+    x = unsharded(x, axis).astype(dtype)
+    factors = tuple(unsharded(factor).astype(dtype) for factor in factors)
     apply = functools.partial(
         implementation,
         factors=factors,
@@ -182,12 +205,12 @@ def _apply(
         precision=precision,
         preferred_element_type=out_dtype,
     )
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    if not after:
-        y = apply(x.reshape(math.prod(before), x.shape[axis]), axis=-1)
-        return y.reshape(*before, y.shape[1])
-    feature_first = functools.partial(apply, axis=0)
-    for _ in before:
-        feature_first = jax.vmap(feature_first)
-    y = feature_first(x.reshape(*before, x.shape[axis], math.prod(after)))
-    return y.reshape(*before, y.shape[-2], *after)
+    if axis == x.ndim - 1:
+        return apply(x, axis=-1)
+    features_first = functools.partial(apply, axis=0)
+    if any(jax.typeof(x).sharding.spec[:axis]):
+        # What goes device by device is not to be mapped over sharded axes.
+        return jnp.moveaxis(features_first(jnp.moveaxis(x, axis, 0)), 0, axis)
+    for _ in range(axis):
+        features_first = jax.vmap(features_first)
+    return features_first(x)

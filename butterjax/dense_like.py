@@ -1,12 +1,15 @@
 """What the Flax modules share: a chain for any sizes, padding and slicing."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from butterjax.apply import butterfly
+from butterjax.implementations.batches import unsharded
 from butterjax.pattern import Chain
 from butterjax.sizes import divisors
 
@@ -42,6 +45,17 @@ def check_chain(chain: Chain, in_features: int, out_features: int) -> None:
         )
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "out_features",
+        "implementation",
+        "precision",
+        "preferred_element_type",
+        "out_sharding",
+    ),
+    inline=True,
+)
 def apply_layer(
     x: jax.Array,
     factors: Sequence[jax.Array],
@@ -51,8 +65,11 @@ def apply_layer(
     implementation: str | None,
     precision: jax.lax.PrecisionLike,
     preferred_element_type: jax.typing.DTypeLike | None,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> jax.Array:
     """y = W x + bias on the last axis, x padded with zeros and y cut to size.
+
+    Compiled, also where its caller is not: one program then does it all.
 
     Args:
       x: (..., in_features).
@@ -62,11 +79,14 @@ def apply_layer(
       implementation: as in `butterfly`.
       precision: as in `butterfly`.
       preferred_element_type: as in `butterfly`.
+      out_sharding: of the result, over explicit mesh axes; None for that of the batch
+        axes of x.
 
     Returns:
       Array of shape (..., out_features).
     """
     chain = Chain.of(factors)
+    x = unsharded(x, x.ndim - 1)
     if padding := chain.in_features - x.shape[-1]:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
     if bias is not None:
@@ -74,14 +94,17 @@ def apply_layer(
         result = preferred_element_type or jnp.result_type(x, *factors)
         preferred_element_type = jnp.promote_types(result, bias.dtype)
         bias = jnp.pad(bias, (0, chain.out_features - out_features))
-    return butterfly(
+    y = butterfly(
         x,
         factors,
         bias=bias,
         implementation=implementation,
         precision=precision,
         preferred_element_type=preferred_element_type,
-    )[..., :out_features]
+    )
+    if chain.out_features > out_features:
+        y = y[..., :out_features]
+    return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 
 def _balanced_size(n: int) -> int:

@@ -108,29 +108,26 @@ def apply_factor(
     """y[i,j,k] = Σ_l w[i,j,l,k] · x[i,l,k] as one contraction.
 
     Args:
-      x: (batch, a·c·d) for axis=-1, (a·c·d, batch) for axis=0.
+      x: (*batch, a·c·d) for axis=-1, (a·c·d, *batch) for axis=0.
       factor: (a, b, c, d).
       axis: the feature axis of x and of the result.
       precision: as in `jax.lax.dot_general`.
       preferred_element_type: dtype of the result.
 
     Returns:
-      (batch, a·b·d) or (a·b·d, batch).
+      (*batch, a·b·d) or (a·b·d, *batch).
     """
     a, b, c, d = factor.shape
-    batch = x.shape[1 + axis]  # The axis that does not hold the features.
-    if axis == -1:
-        formula, blocks = "nilk,ijlk->nijk", (batch, a, c, d)
-    else:
-        formula, blocks = "ilkn,ijlk->ijkn", (a, c, d, batch)
+    before, after = (x.shape[:-1], ()) if axis == -1 else ((), x.shape[1:])
+    formula = "...ilk,ijlk->...ijk" if axis == -1 else "ilk...,ijlk->ijk..."
     y = jnp.einsum(
         formula,
-        x.reshape(blocks),
+        x.reshape(*before, a, c, d, *after),
         factor,
         precision=precision,
         preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
     ).astype(preferred_element_type)
-    return y.reshape((batch, a * b * d) if axis == -1 else (a * b * d, batch))
+    return y.reshape(*before, a * b * d, *after)
 
 
 def _longest_runs(chain: Chain) -> tuple[int, ...]:

@@ -70,11 +70,14 @@ class Butterfly(nn.Module):
         chain = self.chain or default_chain(in_features, self.features)
         check_chain(chain, in_features, self.features)
 
-        def kernel_init(key: jax.Array, pattern: Pattern, dtype: Dtype) -> jax.Array:
-            return init_factor(self.kernel_init, key, pattern, dtype)
+        def kernel_init(key: jax.Array, name: str, pattern: Pattern) -> jax.Array:
+            if self.has_variable("params", name):
+                # Flax wants no more than the shape, and whenever it is applied.
+                return jnp.empty(pattern.shape, self.param_dtype)
+            return init_factor(self.kernel_init, key, pattern, self.param_dtype)
 
         factors = [
-            self.param(f"factor_{i}", kernel_init, pattern, self.param_dtype)
+            self.param(f"factor_{i}", kernel_init, f"factor_{i}", pattern)
             for i, pattern in enumerate(chain)
         ]
         bias = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Array, Dtype, Initializer, PrecisionLike
+from jax.sharding import NamedSharding, PartitionSpec
 
 from butterjax.dense_like import apply_layer, check_chain, default_chain
 from butterjax.initializers import init_factor
@@ -96,11 +97,15 @@ class Butterfly(nnx.Module):
         self.chain = chain
         self.implementation = implementation
 
-    def __call__(self, inputs: Array) -> Array:
+    def __call__(
+        self, inputs: Array, out_sharding: NamedSharding | PartitionSpec | None = None
+    ) -> Array:
         """Applies the transformation.
 
         Args:
           inputs: array of shape (..., in_features).
+          out_sharding: of the result, over explicit mesh axes; None keeps that of the
+            batch axes of `inputs`.
 
         Returns:
           Array of shape (..., out_features).
@@ -123,6 +128,7 @@ class Butterfly(nnx.Module):
             implementation=self.implementation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            out_sharding=out_sharding,
         )
 
 

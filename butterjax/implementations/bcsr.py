@@ -8,11 +8,13 @@ import numpy as np
 from jax.experimental import sparse
 from jax.typing import DTypeLike
 
+from butterjax.implementations.batches import merge_batch
 from butterjax.implementations.registry import FeatureAxis, one_by_one, register
 from butterjax.numerics import accumulation_dtype
 
 
 @register("bcsr")
+@merge_batch
 @one_by_one
 def bcsr(
     x: jax.Array,

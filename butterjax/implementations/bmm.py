@@ -20,21 +20,24 @@ def bmm(
 ) -> jax.Array:
     """One batched matrix product of a·d blocks (b × c) per factor."""
     a, b, c, d = factor.shape
-    batch = x.shape[1 + axis]  # The axis that does not hold the features.
+    before, after = (x.shape[:-1], ()) if axis == -1 else ((), x.shape[1:])
+    blocks = x.reshape(*before, a, c, d, *after)
     if axis == -1:
-        lhs = x.reshape(batch, a, c, d).transpose(1, 3, 0, 2).reshape(a * d, batch, c)
+        lhs = jnp.moveaxis(blocks, (-3, -1), (0, 1)).reshape(a * d, *before, c)
         rhs = factor.transpose(0, 3, 2, 1).reshape(a * d, c, b)
     else:
         lhs = factor.transpose(0, 3, 1, 2).reshape(a * d, b, c)
-        rhs = x.reshape(a, c, d, batch).transpose(0, 2, 1, 3).reshape(a * d, c, batch)
+        rhs = jnp.moveaxis(blocks, 2, 1).reshape(a * d, c, *after)
     # Rounded before it is permuted: the permutation then moves fewer bytes.
-    y = jnp.matmul(
+    y = jax.lax.dot_general(
         lhs,
         rhs,
+        (((lhs.ndim - 1,), (1,)), ((0,), (0,))),
         precision=precision,
         preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
     ).astype(preferred_element_type)
     if axis == -1:
-        y = y.reshape(a, d, batch, b).transpose(2, 0, 3, 1)
-        return y.reshape(batch, a * b * d)
-    return y.reshape(a, d, b, batch).transpose(0, 2, 1, 3).reshape(a * b * d, batch)
+        y = jnp.moveaxis(y.reshape(a, d, *before, b), (0, 1), (-3, -1))
+    else:
+        y = jnp.moveaxis(y.reshape(a, d, b, *after), 1, 2)
+    return y.reshape(*before, a * b * d, *after)

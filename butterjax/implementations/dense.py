@@ -19,13 +19,12 @@ def dense(
 ) -> jax.Array:
     """y = W x with W = K₁K₂…K_L formed at every call."""
     w = to_dense(factors, precision=precision)
-    contract_x = (((1,), (1,)), ((), ()))
-    contract_w = (((1,), (0,)), ((), ()))
-    lhs, rhs, dims = (x, w, contract_x) if axis == -1 else (w, x, contract_w)
+    lhs, rhs = (x, w) if axis == -1 else (w, x)
+    contracted = ((lhs.ndim - 1,), (1 if axis == -1 else 0,))
     return jax.lax.dot_general(
         lhs,
         rhs,
-        dims,
+        (contracted, ((), ())),
         precision=precision,
         preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
     ).astype(preferred_element_type)

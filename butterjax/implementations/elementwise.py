@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from butterjax.implementations.registry import FeatureAxis, one_by_one, register
@@ -20,12 +21,16 @@ def _materialised(x: jax.Array) -> jax.Array:
     return barrier(x)
 
 
+def _over_batch(factor: jax.Array, x: jax.Array) -> jax.Array:
+    """The factor with axes of size one for the batch axes of x (a, c, d, *batch)."""
+    return jnp.expand_dims(factor, tuple(range(4, 1 + x.ndim)))
+
+
 @jax.custom_jvp
 def _multiply_add(factor: jax.Array, x: jax.Array) -> jax.Array:
-    """(a, b, c, d), (a, c, d, batch) -> (a, b, d, batch) as a sum of c terms."""
-    terms = (
-        factor[:, :, i, :, None] * x[:, None, i, :, :] for i in range(factor.shape[2])
-    )
+    """(a, b, c, d), (a, c, d, *batch) -> (a, b, d, *batch) as a sum of c terms."""
+    weights = _over_batch(factor, x)
+    terms = (weights[:, :, i] * x[:, None, i] for i in range(factor.shape[2]))
     return _materialised(functools.reduce(operator.add, terms))
 
 
@@ -37,8 +42,8 @@ def _multiply_add_jvp(
     # those of the sliced terms would be scattered one by one.
     factor, x = primals
     factor_dot, x_dot = tangents
-    from_x = (factor[..., None] * x_dot[:, None]).sum(2)
-    from_factor = (factor_dot[..., None] * x[:, None]).sum(2)
+    from_x = (_over_batch(factor, x) * x_dot[:, None]).sum(2)
+    from_factor = (_over_batch(factor_dot, x) * x[:, None]).sum(2)
     y_dot = _materialised(from_x) + from_factor
     return _multiply_add(factor, x), y_dot
 
@@ -52,14 +57,14 @@ def _features_first(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: DTypeLike,
 ) -> jax.Array:
-    """(a·c·d, batch) -> (a·b·d, batch)."""
+    """(a·c·d, *batch) -> (a·b·d, *batch)."""
     del axis, precision  # Each product is exact.
     a, b, c, d = factor.shape
-    batch = x.shape[1]
+    batch = x.shape[1:]
     accumulator = accumulation_dtype(x.dtype, preferred_element_type)
-    blocks = x.astype(accumulator).reshape(a, c, d, batch)
+    blocks = x.astype(accumulator).reshape(a, c, d, *batch)
     y = _multiply_add(factor.astype(accumulator), blocks)
-    return y.reshape(a * b * d, batch).astype(preferred_element_type)
+    return y.reshape(a * b * d, *batch).astype(preferred_element_type)
 
 
 @register("elementwise")
@@ -85,10 +90,10 @@ def elementwise(
             f"at most {MAX_BLOCK}, got c = {widest}"
         )
     y = _features_first(
-        x.T if axis == -1 else x,
+        jnp.moveaxis(x, axis, 0),
         factors,
         axis=0,
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    return y.T if axis == -1 else y
+    return jnp.moveaxis(y, 0, axis)

@@ -5,15 +5,20 @@ its own kernel is a `FusedImplementation` and takes the epilogue too.
 
 An implementation is called with
 
-    x                       (batch, n_in) for axis=-1, (n_in, batch) for axis=0
+    x                       (*batch, n_in) for axis=-1, (n_in, *batch) for axis=0
     factors                 arrays (a, b, c, d), of the dtype of x, sizes checked
     axis                    the feature axis of x and of the result, -1 or 0
     precision               as in `jax.lax.dot_general`
     preferred_element_type  dtype of the result
 
-and returns (batch, n_out) or (n_out, batch). What it does not support it refuses
-while it is traced, by raising `NotImplementedError` with the reason, decided from
-shapes and dtypes alone.
+and returns (*batch, n_out) or (n_out, *batch). There are any number of batch axes, of
+any sizes: they are kept, as merging them would lose how they are sharded, and where
+`jax.export` leaves a size open it is no number. What an implementation does not support
+it refuses while it is traced, by raising `NotImplementedError` with the reason, decided
+from shapes and dtypes alone.
+
+A kernel takes a matrix, one batch axis of a size that is a number: `register_fused`
+sees to that.
 """
 
 import functools
@@ -21,7 +26,9 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 
+from butterjax.implementations.batches import merge_batch
 from butterjax.numerics import accumulation_dtype
 from pallas_kernels.common.epilogue import Activation, activate
 
@@ -29,7 +36,7 @@ FeatureAxis = Literal[0, -1]
 
 
 class Implementation(Protocol):
-    """Applies a chain of factors to a matrix; see the module's docstring."""
+    """Applies a chain of factors; see the module's docstring."""
 
     def __call__(
         self,
@@ -63,7 +70,7 @@ class FusedImplementation(Protocol):
 
 
 class FactorProduct(Protocol):
-    """Applies one factor to a matrix; the arguments are those of `Implementation`."""
+    """Applies one factor; the arguments are those of `Implementation`."""
 
     def __call__(
         self,
@@ -89,22 +96,44 @@ def register(name: str) -> Callable[[_F], _F]:
     """
 
     def add(function: _F) -> _F:
-        register_fused(name)(with_epilogue(function))
+        _add(name, with_epilogue(function))
         return function
 
     return add
 
 
 def register_fused(name: str) -> Callable[[_G], _G]:
-    """As `register`, for an implementation that takes the epilogue itself."""
+    """`register` for a kernel: it takes the epilogue itself, and x as a matrix.
+
+    Batch axes are merged for it (`batches.merge_batch`), and a batch of unknown size is
+    refused: a kernel's grid is made of numbers.
+    """
 
     def add(function: _G) -> _G:
-        if name in _REGISTRY:
-            raise ValueError(f"register: an implementation named {name!r} exists")
-        _REGISTRY[name] = function
+        of_any_batch = merge_batch(function)
+
+        @functools.wraps(function)
+        def of_known_batch(
+            x: jax.Array, factors: tuple[jax.Array, ...], **options: Any
+        ) -> jax.Array:
+            if not all(isinstance(size, int) for size in x.shape):
+                raise NotImplementedError(
+                    f"implementation {name!r} is a kernel, whose grid needs every size "
+                    f"as a number, but x has the shape {x.shape}: export it for a "
+                    "fixed batch, or with implementation=None"
+                )
+            return of_any_batch(x, factors, **options)
+
+        _add(name, of_known_batch)
         return function
 
     return add
+
+
+def _add(name: str, function: FusedImplementation) -> None:
+    if name in _REGISTRY:
+        raise ValueError(f"register: an implementation named {name!r} exists")
+    _REGISTRY[name] = function
 
 
 def names() -> tuple[str, ...]:
@@ -145,7 +174,9 @@ def with_epilogue(function: Implementation) -> FusedImplementation:
             return y
         wide = y.astype(accumulation_dtype(y.dtype, y.dtype))
         if bias is not None:
-            wide += bias.astype(wide.dtype)[(...,) if axis == -1 else (..., None)]
+            # Of as many axes as the result: JAX may have been told to add none itself.
+            batch = range(y.ndim - 1) if axis == -1 else range(1, y.ndim)
+            wide += jnp.expand_dims(bias.astype(wide.dtype), tuple(batch))
         return activate(wide, activation).astype(y.dtype)
 
     return apply

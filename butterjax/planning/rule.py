@@ -10,10 +10,11 @@ from butterjax.pattern import Chain
 # kind of device has been measured.
 _SMALL_BLOCK = 8
 _PASS = 45  # Cost of one output of one factor, in multiply-adds of a dense product.
+_LARGE = 4096  # Rows of which forming the dense matrix is a small part.
 _FORMING = 400  # Cost of forming the dense matrix, in rows of its product.
 
 
-def choose(chain: Chain, *, batch: int, axis: Literal[0, -1]) -> str:
+def choose(chain: Chain, *, batch: int | None, axis: Literal[0, -1]) -> str:
     """Name of the implementation to use where none is named.
 
     Large blocks keep a batched matrix product busy. Small ones do not: there one pass
@@ -22,7 +23,7 @@ def choose(chain: Chain, *, batch: int, axis: Literal[0, -1]) -> str:
 
     Args:
       chain: the patterns.
-      batch: rows of x.
+      batch: rows of x; None where nobody knows yet, and a large one is assumed.
       axis: the feature axis of x: -1 for feature-last, 0 for feature-first.
 
     Returns:
@@ -30,6 +31,7 @@ def choose(chain: Chain, *, batch: int, axis: Literal[0, -1]) -> str:
     """
     if max(max(pattern.b, pattern.c) for pattern in chain) > _SMALL_BLOCK:
         return "bmm"
+    batch = _LARGE if batch is None else batch
     passes = batch * _PASS * sum(pattern.out_features for pattern in chain)
     product = (batch + _FORMING) * chain.in_features * chain.out_features
     return "dense" if axis == -1 and product < passes else "elementwise"

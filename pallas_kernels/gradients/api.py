@@ -66,6 +66,7 @@ def gradients(
         made,
         axis == 0,
     )
+    dx, sums = (compat.varying_as(one, x, w, dy) for one in (dx, sums))
     return dx.reshape(x.shape), _add_up(sums, made)
 
 
