@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pallas_kernels.tiles import MAX_COPY, SMEM_BYTES, allocated
+from pallas_kernels.tiles import MAX_COPY, SMEM_BYTES, allocated, divisors
 
 WARPGROUPS = 2
 WARPS = 4 * WARPGROUPS  # Of a CTA.
@@ -16,6 +16,7 @@ MAX_INPUTS = 128
 _WEIGHT_REGISTERS = 128  # Of a thread.
 _LINE = 64  # Features in the 128 bytes of the widest swizzle.
 _OTHER_BYTES = 1024  # Barriers.
+_BUSY = 0.95  # Of the CTAs, at least.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,10 +159,15 @@ class Plan:
 
     @property
     def abreast(self) -> int:
-        """CTAs, or clusters, that walk along the same vectors with other neighbours."""
+        """Clusters that walk along the same vectors with other neighbours.
+
+        As many as are next to one another, as they read the same lines of x, unless
+        that leaves much of the chip idle.
+        """
         parts = self.shape[3] // self.config.neighbours
         most = max(1, self.config.ctas // self.config.cluster)
-        return max(n for n in range(1, min(parts, most) + 1) if parts % n == 0)
+        busy = {n: most // n * n for n in divisors(parts) if n <= most}
+        return max(n for n in busy if busy[n] >= _BUSY * max(busy.values()))
 
     @property
     def groups(self) -> int:
