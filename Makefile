@@ -42,7 +42,8 @@ gpu-compile: $(GPU_READY)  ## compile everything for an NVIDIA H200; needs no GP
 gpu-test: $(GPU_READY)  ## run the tests of gpu-compile that need the CUDA compiler
 	@$(GPU_BIN)/python -m pytest $(ARGS) \
 	    tests/benchmarks/test_aot.py tests/benchmarks/test_gpu_compile.py \
-	    tests/benchmarks/test_training_memory.py
+	    tests/benchmarks/test_training_memory.py \
+	    tests/pallas_kernels/test_strided_compiled.py
 
 test: $(READY)  ## run the tests against the sources
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -89,7 +89,7 @@ class Machine:
 
     def load_shared(self, at: np.ndarray, offset: int, words: int) -> list[np.ndarray]:
         self._count(at + offset, 4 * words)
-        raw = np.stack([self.shared[a : a + 4 * words] for a in at + offset])
+        raw = self.shared[(at + offset)[:, None] + np.arange(4 * words)]
         return list(raw.view(np.uint32).T)
 
     def store_shared(
@@ -98,8 +98,8 @@ class Machine:
         self._count(at + offset, 4 * len(registers))
         assert len(set(at)) == 32, "lanes write the same bytes"
         raw = np.stack(registers, -1).astype(np.uint32).view(np.uint8)
-        for a, one in zip(at + offset, raw, strict=True):
-            self.shared[a : a + len(one)] = one
+        raw = raw.reshape(32, -1)
+        self.shared[(at + offset)[:, None] + np.arange(raw.shape[1])] = raw
 
     def load_wide(
         self, array: np.ndarray, element: np.ndarray, count: int

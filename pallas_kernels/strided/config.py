@@ -20,7 +20,7 @@ from pallas_kernels.strided.plan import (
 )
 
 # Relative time by bytes of a run that TMA moves, and by CTAs that x is sent to.
-_RUNS = {128: 1.0, 64: 1.1, 32: 1.3, 16: 2.5}
+_RUNS = {128: 1.0, 112: 1.05, 80: 1.08, 64: 1.1, 48: 1.2, 32: 1.3, 16: 2.5}
 _SHARED = {1: 1.0, 2: 1.03, 4: 1.15}
 # How many CTAs of a cluster run at a time.
 _CTAS = {1: 132, 2: 132, 4: 120}

@@ -23,6 +23,7 @@ Vectors, inputs and outputs that there are not TMA fills up with zeros, and leav
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,8 +31,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+<<<<<<< HEAD
 from pallas_kernels.common import compat, registers
 from pallas_kernels.common.epilogue import Activation, activate
+=======
+from pallas_kernels.common import compat
+from pallas_kernels.common import registers
+from pallas_kernels.common.epilogue import Activation, activate
+from pallas_kernels.common.slabs import SWIZZLES, slab
+>>>>>>> strided
 from pallas_kernels.strided import lanes
 from pallas_kernels.strided.arrays import Arrays
 from pallas_kernels.strided.plan import OUT_STAGES, WARPGROUPS, Plan
@@ -71,10 +79,9 @@ def launch(
     ]
     if bias is not None:
         operands.append(bias.reshape(a, b, d))
-    swizzle = (plgpu.SwizzleTransform(2 * plan.line),) if plan.line > 8 else ()
-    scratch = {
-        "ring": plgpu.SMEM((stages, *plan.slot_in), x.dtype, transforms=swizzle),
-        "sums": plgpu.SMEM((OUT_STAGES, *plan.slot_out), out, transforms=swizzle),
+    scratch: dict[str, Any] = {
+        "ring": slab((stages, *plan.slot_in), x.dtype),
+        "sums": slab((OUT_STAGES, *plan.slot_out), out),
         "loaded": plgpu.Barrier(num_barriers=stages),
         "read": plgpu.Barrier(num_arrivals=WARPGROUPS),
         "done": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=OUT_STAGES),
@@ -195,11 +202,9 @@ class _Kernel:
 
         @pl.when(self.leads)
         def _() -> None:
-            for chunk in range(plan.chunks):
-                self.fetch_weights(part, chunk)
+            _times(plan.chunks, functools.partial(self.fetch_weights, part))
 
-        for chunk in range(plan.chunks):
-            plgpu.barrier_wait(self.loaded.at[chunk])
+        _times(plan.chunks, lambda chunk: plgpu.barrier_wait(self.loaded.at[chunk]))
         weights = self.load_weights(registers.thread())
         plgpu.commit_smem()
         plgpu.barrier_arrive(self.read)
@@ -208,11 +213,10 @@ class _Kernel:
         @pl.when(self.leads)
         def _() -> None:
             plgpu.barrier_wait(self.read)
+            ahead = jnp.minimum(stages, part.count)
             if self.free is not None:
-                for n in range(stages):
-                    pl.when(n < part.count)(functools.partial(self.release, n))
-            for n in range(stages):
-                pl.when(n < part.count)(functools.partial(self.fetch, part, n, n))
+                _times(ahead, self.release)
+            _times(ahead, lambda n: self.fetch(part, n, n))
 
         lag = 0 if self.free is None else 1
 
@@ -270,10 +274,10 @@ class _Kernel:
             collective_axes=None if self.free is None else "rank",
         )
 
-    def fetch_weights(self, part: _Part, chunk: int) -> None:
+    def fetch_weights(self, part: _Part, chunk: jax.Array) -> None:
         """Starts the copy of the weights of `rows` outputs."""
         plan = self.plan
-        rows = pl.ds(jnp.int32(chunk * plan.rows), plan.rows)
+        rows = pl.ds(chunk * plan.rows, plan.rows)
         source = self.w.at[part.block, self.rank, rows]
         plgpu.copy_gmem_to_smem(
             self.window(source, part, plan.slot_in[1]),
@@ -404,8 +408,8 @@ class _Kernel:
         def load(ctx: Any, thread: Any, bias: Any, *place: Any) -> Any:
             del ctx
             (number,) = registers.kept(thread)
-            at = map(registers.scalar, place)
-            found = lanes.load_bias(registers, plan, number, bias, *at, tile)
+            i, j, k = map(registers.scalar, place)
+            found = lanes.load_bias(registers, plan, number, bias, i, j, k, tile)
             return registers.keep(found)
 
         output = self.rank * plan.outputs
@@ -413,10 +417,22 @@ class _Kernel:
 
     @property
     def slots(self) -> Any:
-        """The type of memory that TMA swizzles."""
-        if self.plan.line == 8:
+        """The type of slots, for `registers.by_lanes`."""
+        width = 2 * self.plan.line
+        if width not in SWIZZLES:
             return plgpu.RefType()
-        return plgpu.RefType((plgpu.SwizzleTransform(2 * self.plan.line),))
+        swizzle = plgpu.SwizzleTransform(width)  # type: ignore[abstract]
+        return plgpu.RefType((swizzle,))
+
+
+def _times(count: Any, act: Callable[[jax.Array], None]) -> None:
+    """Acts for each number below count; unrolled it would take more registers."""
+
+    def one(n: jax.Array, carry: None) -> None:
+        act(n)
+        return carry
+
+    jax.lax.fori_loop(0, count, one, None)
 
 
 def _flat(operands: lanes.Operands) -> list[Any]:

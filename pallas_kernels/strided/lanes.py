@@ -18,6 +18,7 @@ waits for a bank: rows are an odd number of lines apart.
 import itertools
 from typing import Any
 
+from pallas_kernels.common.slabs import SWIZZLES
 from pallas_kernels.strided.plan import GROUP, TILE, Plan
 
 Operands = list[list[list[Any]]]  # [neighbour][step] of registers.
@@ -243,7 +244,7 @@ def _place(
         line = machine.add(line, machine.divide(mine, per_line))
         inside = machine.remainder(mine, per_line)
         byte = machine.add(byte, machine.multiply(inside, each))
-    if size > 16:  # As TMA swizzles: by bits 7 and up of the address.
+    if size in SWIZZLES:  # As TMA does: by bits 7 and up of the address.
         turn = machine.remainder(machine.divide(line, 128 // size), size // 16)
         byte = machine.bit_xor(byte, machine.multiply(turn, 16))
     at = machine.add(start, machine.add(machine.multiply(line, size), byte))

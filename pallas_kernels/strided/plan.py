@@ -3,19 +3,25 @@
 import dataclasses
 from collections.abc import Sequence
 
+<<<<<<< HEAD
 from pallas_kernels.common.tiles import MAX_COPY, SMEM_BYTES, allocated
+=======
+from pallas_kernels.common.tiles import MAX_COPY, SMEM_BYTES, allocated, divisors
+>>>>>>> strided
 
 WARPGROUPS = 2
 WARPS = 4 * WARPGROUPS  # Of a CTA.
 GROUP = 8  # Vectors that a warp multiplies at a time: the columns of mma.sync.
 TILE = 16  # Outputs, and inputs, of an operand of mma.sync.
 OUT_STAGES = 2
-NEIGHBOURS = (64, 32, 16, 8)
+# Runs of a swizzle, or of an odd number of 16 bytes: else rows meet in the banks.
+NEIGHBOURS = (64, 56, 40, 32, 24, 16, 8)
 CLUSTERS = (1, 2, 4)
 MAX_INPUTS = 128
 _WEIGHT_REGISTERS = 128  # Of a thread.
 _LINE = 64  # Features in the 128 bytes of the widest swizzle.
 _OTHER_BYTES = 1024  # Barriers.
+_BUSY = 0.95  # Of the CTAs, at least.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,17 +112,18 @@ class Plan:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a CTA has all neighbours, so that rows of x and y move whole."""
-        return self.config.neighbours == self.shape[3]
+        """Whether rows of x and y move whole, in lines that neighbours fill evenly."""
+        neighbours = self.config.neighbours
+        return neighbours == self.shape[3] and _LINE % neighbours == 0
 
     @property
     def per_line(self) -> int:
-        """Inputs, or outputs, whose neighbours share a line of the swizzle."""
+        """Inputs, or outputs, whose neighbours share a line."""
         return _LINE // self.config.neighbours if self.is_whole else 1
 
     @property
     def line(self) -> int:
-        """Features in a line of the swizzle."""
+        """Features in a line: what is swizzled, or not at all if that fits none."""
         return self.per_line * self.config.neighbours
 
     @property
@@ -158,10 +165,15 @@ class Plan:
 
     @property
     def abreast(self) -> int:
-        """CTAs, or clusters, that walk along the same vectors with other neighbours."""
+        """Clusters that walk along the same vectors with other neighbours.
+
+        As many as are next to one another, as they read the same lines of x, unless
+        that leaves much of the chip idle.
+        """
         parts = self.shape[3] // self.config.neighbours
         most = max(1, self.config.ctas // self.config.cluster)
-        return max(n for n in range(1, min(parts, most) + 1) if parts % n == 0)
+        busy = {n: most // n * n for n in divisors(parts) if n <= most}
+        return max(n for n in busy if busy[n] >= _BUSY * max(busy.values()))
 
     @property
     def groups(self) -> int:

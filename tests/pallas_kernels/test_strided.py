@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from butterjax.numerics import tolerance
+from pallas_kernels.common.slabs import SWIZZLES
 from pallas_kernels.strided import lanes
 from pallas_kernels.strided.api import Config, default_config, strided
 from pallas_kernels.strided.plan import GROUP, WARPS, plan
@@ -19,7 +20,7 @@ from tests import gpu_interpreter, lane_machine, reference
 SHAPES = [
     *((1, 32, 32, 64), (1, 64, 64, 64), (1, 32, 32, 32), (1, 48, 48, 16)),
     *((4, 64, 64, 16), (1, 128, 128, 16), (1, 64, 64, 8), (1, 48, 48, 64)),
-    *((2, 24, 40, 16), (1, 16, 64, 48), (1, 8, 16, 256), (1, 128, 64, 24)),
+    *((2, 24, 40, 16), (1, 16, 64, 48), (1, 8, 16, 256), (1, 64, 48, 24)),
 ]
 
 
@@ -104,7 +105,7 @@ def test_lanes(shape):
         more = [(0, count - len(array)), (0, found.inputs - c), (0, 0)]
         return np.pad(array, more).reshape(count, -1)
 
-    swizzle = 2 * found.line
+    swizzle = 2 * found.line if 2 * found.line in SWIZZLES else 16
     size_in, size_out = 2 * math.prod(found.slot_in), 2 * math.prod(found.slot_out)
     shared = np.full(size_in * (found.chunks + 1) + size_out, 255, np.uint8)
     chunks = padded(mine, found.chunks * rows).reshape(found.chunks, rows, -1)
