@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.common import registers
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.fused.config import Config
-from pallas_kernels.fused.fragments import Fragment, along, by_lanes, of_two
+from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.last import right_fragment
 from pallas_kernels.fused.plan import LINE, Plan
 
@@ -153,13 +153,7 @@ def multiply_right(
 
 
 def multiply_left(
-    plan: Plan,
-    dtype: Any,
-    block: int,
-    h: Any,
-    w: Any,
-    *bias: Any,
-    isa: Any = registers,
+    plan: Plan, dtype: Any, block: int, h: Any, w: Any, isa: Any = registers
 ) -> Any:
     """Registers of y, (sixteens, halves, 8), likewise."""
     h = h.reshape(2, 2, plan.blocks // 16, -1, 2)[..., block, :]
@@ -167,9 +161,6 @@ def multiply_left(
     found = np.empty((plan.outputs_of_warp, 2, 4, 2), dtype=object)
     for sixteen, n in np.ndindex(plan.outputs_of_warp, 4):
         sums = None
-        if bias:
-            low, high = bias[0][sixteen].reshape(-1)
-            sums = [low, low, high, high]
         for step in range(plan.blocks // 16):
             a = w[sixteen, :, 2 * step : 2 * step + 2].T.reshape(-1)
             sums = isa.mma(sums, a, h[n // 2, :, step, n % 2], dtype)
@@ -200,17 +191,14 @@ def right_values(plan: Plan, block: int, x: jax.Array, w: jax.Array) -> jax.Arra
     return h.reshape(h_stored(plan).shape)
 
 
-def left_values(
-    plan: Plan, block: int, h: jax.Array, w: jax.Array, *bias: jax.Array
-) -> jax.Array:
+def left_values(plan: Plan, block: int, h: jax.Array, w: jax.Array) -> jax.Array:
     """`multiply_left` on arrays."""
     # n1 u step w block n0 (n, e) i
     h = h.astype(jnp.float32).reshape(2, 2, -1, 4, plan.middle_of_warp, 2, 4, 2, 8)
     h = h[:, :, :, :, block].transpose(2, 1, 7, 3, 5, 0, 4, 6)
     h = h.reshape(1, plan.blocks, 4, 4, 8)
     w = w.astype(jnp.float32)[..., block].reshape(-1, plan.blocks, 4, 1, 1)
-    y = (h * w).sum(1).reshape(y_fragment(plan).shape)
-    return y + bias[0][..., None] if bias else y
+    return (h * w).sum(1).reshape(y_fragment(plan).shape)
 
 
 # --- What is stored, of which vectors beyond the batch are left out -------------------
@@ -294,14 +282,16 @@ class Kernel:
     def run(self) -> None:
         """Takes tiles until there are none left."""
         stages = self.config.stages
+        self.fetch_weights()  # First: they are there before x is.
         for ahead in range(stages - 1):
             pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead, ahead))
-        right, left = self.weights()
+        right = self.right_weights()
         plgpu.commit_smem()
         self.meet()  # Their memory is free.
-        pl.when(stages - 1 < self.mine)(
-            functools.partial(self.fetch, stages - 1, stages - 1)
-        )
+        ahead = stages - 1
+        pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead, ahead))
+        left = self.left_weights()
+        self.meet()
 
         def take(turn: Any, slot: int) -> None:
             plgpu.barrier_wait(self.loaded_at(slot))
@@ -346,16 +336,27 @@ class Kernel:
             self.loaded_at(slot),
         )
 
-    def weights(self) -> tuple[jax.Array, jax.Array]:
-        """This warpgroup's, by way of memory that h and the last slab have later."""
-        plan = self.plan
-        for given, slab in ((self.right, self.right_slab), (self.left, self.left_slab)):
-            share = self.share(slab, self.wg, plan.warpgroups)
-            plgpu.copy_gmem_to_smem(given.at[share], slab.at[share], self.weights_loaded)
-        plgpu.barrier_wait(self.weights_loaded)
-        share = self.share(self.right_slab, self.wg, plan.warpgroups)
-        fragment, given = right_fragment(plan), left_as_given(plan)
-        right = fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
+    def fetch_weights(self) -> None:
+        """To memory that h and the last slab have later, a share by each warpgroup."""
+        for at, (given, slab) in enumerate(
+            ((self.right, self.right_slab), (self.left, self.left_slab))
+        ):
+            share = self.share(slab, self.wg, self.plan.warpgroups)
+            plgpu.copy_gmem_to_smem(
+                given.at[share], slab.at[share], self.weights_loaded.at[at]
+            )
+
+    def right_weights(self) -> jax.Array:
+        """This warpgroup's, once they have been fetched."""
+        plgpu.barrier_wait(self.weights_loaded.at[0])
+        share = self.share(self.right_slab, self.wg, self.plan.warpgroups)
+        fragment = right_fragment(self.plan)
+        return fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
+
+    def left_weights(self) -> jax.Array:
+        """This warpgroup's, once they have been fetched."""
+        plan, given = self.plan, left_as_given(self.plan)
+        plgpu.barrier_wait(self.weights_loaded.at[1])
         share = self.share(self.left_slab, self.group_outputs, plan.groups_outputs)
         tile = given.load(self.left_slab.at[share].reshape(*given.shape))
 
@@ -365,18 +366,19 @@ class Kernel:
                 functools.partial(pair_left, plan, group),
                 [given],
                 left_fragment(plan),
-                right.dtype,
+                tile.dtype,
             )
             found: jax.Array = paired(tile)
             return found
 
-        branches = [
-            functools.partial(pair, group) for group in range(plan.groups_middle)
-        ]
-        return right, jax.lax.switch(self.group_middle, branches)
+        groups = range(plan.groups_middle)
+        branches = [functools.partial(pair, group) for group in groups]
+        found: jax.Array = jax.lax.switch(self.group_middle, branches)
+        return found
 
     @staticmethod
     def share(slab: Any, at: Any, of: int) -> Any:
+        """Lines of a slab, of so many shares."""
         lines = slab.shape[0] // of
         return pl.ds(pl.multiple_of(at * lines, 8), lines)
 
@@ -427,19 +429,24 @@ class Kernel:
             last = u + 4 + len(blocks)
             order = (last, u, *range(u), *range(u + 3, last), last + 1, last + 2)
             tile = fragment.load(view.transpose((*order, u + 1, u + 2)))
-            operands, args = [fragment, left_fragment(plan)], [tile, weights]
-            if self.bias is not None:
-                operands.append(bias_fragment(plan))
-                view = self.bias.at[outputs, :, :, :, middle, :, block]
-                args.append(operands[-1].load(view).astype(jnp.float32))
             multiply = by_lanes(
                 functools.partial(left_values, plan, block),
                 functools.partial(multiply_left, plan, weights.dtype, block),
-                operands,
+                [fragment, left_fragment(plan)],
                 y_fragment(plan),
                 jnp.float32,
             )
-            found = activate(multiply(*args), self.activation).astype(weights.dtype)
+            found = multiply(tile, weights)
+            if self.bias is not None:
+                bias = bias_fragment(plan)
+                view = self.bias.at[outputs, :, :, :, middle, :, block]
+                found = add_bias(
+                    found,
+                    y_fragment(plan),
+                    bias.load(view).astype(jnp.float32),
+                    bias,
+                )
+            found = activate(found, self.activation).astype(weights.dtype)
             if block == plan.middle_of_warp - 1:
                 plgpu.barrier_arrive(self.phase)  # It has read h.
             store = registers.by_lanes(
@@ -507,12 +514,13 @@ def launch(
             plgpu.RefUnion(slab(*x_shape, plan.rows), slab(right_lines, LINE)),
             plgpu.RefUnion(plgpu.SMEM(h_shape, x.dtype), slab(left_lines, LINE)),
             plgpu.Barrier(num_barriers=g * config.stages),
-            plgpu.Barrier(num_arrivals=2 * g),
+            plgpu.Barrier(num_arrivals=g, num_barriers=2),
             plgpu.Barrier(num_arrivals=g),
         ],
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             unsafe_no_auto_barriers=True,
+            approx_math=True,  # Of activations, which are rounded to 16 bits.
             reduction_scratch_bytes=0,
         ),
         grid=(config.ctas,),

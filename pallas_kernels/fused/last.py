@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.common import registers
 from pallas_kernels.epilogue import Activation, activate
 from pallas_kernels.fused.config import Config
-from pallas_kernels.fused.fragments import Fragment, along, by_lanes, of_two
+from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.plan import LINE, Plan
 
 
@@ -151,9 +151,7 @@ def multiply_right(plan: Plan, dtype: Any, x: Any, w: Any, isa: Any = registers)
     return found
 
 
-def multiply_left(
-    plan: Plan, dtype: Any, h: Any, w: Any, *bias: Any, isa: Any = registers
-) -> Any:
+def multiply_left(plan: Plan, dtype: Any, h: Any, w: Any, isa: Any = registers) -> Any:
     """Registers of y, (halves, eights, 2 outputs, eights, 8), likewise."""
     count = 8 * plan.middle_of_warp
     h = h.reshape(2, 2, plan.blocks // 16, count)
@@ -161,15 +159,13 @@ def multiply_left(
     found = np.empty((2, plan.outputs_of_warp, 2, count), dtype=object)
     for eight, block in np.ndindex(plan.outputs_of_warp, count):
         sums = None
-        if bias:
-            entries = bias[0].reshape(plan.outputs_of_warp, 2, count)[eight, :, block]
-            sums = [*entries, *entries]
         for step in range(plan.blocks // 16):
             a = h[:, :, step, block].reshape(-1)
             b = w[eight, 2 * step : 2 * step + 2, block]
             sums = isa.mma(sums, a, b, dtype)
         for at in range(4):
             found[at // 2, eight, at % 2, block] = sums[at]
+    isa.fence()
     return found.reshape(2, plan.outputs_of_warp, 2, plan.middle_of_warp, 8)
 
 
@@ -191,13 +187,12 @@ def right_values(plan: Plan, x: jax.Array, w: jax.Array) -> jax.Array:
     return (x * w).sum(-1).swapaxes(2, 3).reshape(h_stored(plan).shape)
 
 
-def left_values(plan: Plan, h: jax.Array, w: jax.Array, *bias: jax.Array) -> jax.Array:
+def left_values(plan: Plan, h: jax.Array, w: jax.Array) -> jax.Array:
     """`multiply_left` on arrays."""
     h = h.astype(jnp.float32).reshape(2, 2, -1, plan.middle, 8, 8)
     h = h.transpose(1, 4, 2, 0, 5, 3).reshape(16, 1, plan.blocks, plan.middle)
     w = w.astype(jnp.float32).reshape(-1, plan.blocks, plan.middle)
-    y = (h * w).sum(2).reshape(y_fragment(plan).shape)
-    return y + bias[0] if bias else y
+    return (h * w).sum(2).reshape(y_fragment(plan).shape)
 
 
 # --- The kernel -----------------------------------------------------------------------
@@ -229,6 +224,7 @@ class Kernel:
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
+        self.fetch_weights()  # First: they are there before x is.
         for ahead in range(self.config.stages):
             pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead))
         right, left = self.weights()
@@ -284,27 +280,35 @@ class Kernel:
         after = turn + self.config.stages
         pl.when(after < self.mine)(functools.partial(self.fetch, after))
 
-    def weights(self) -> tuple[jax.Array, jax.Array]:
-        """This warpgroup's, by way of memory that h and y have later."""
-        plan, pieces = self.plan, []
+    def fetch_weights(self) -> None:
+        """This warpgroup's, to memory that h and y have later."""
         for given, slab in ((self.right, self.right_slab), (self.left, self.left_slab)):
-            lines = slab.shape[0] // plan.warpgroups
-            mine = pl.ds(pl.multiple_of(self.wg * lines, 8), lines)
-            pieces.append(slab.at[mine])
+            mine = self.share(slab)
             plgpu.copy_gmem_to_smem(
                 given.at[mine], slab.at[mine], self.weights_loaded.at[self.wg]
             )
+
+    def weights(self) -> tuple[jax.Array, jax.Array]:
+        """This warpgroup's, once they have been fetched."""
+        plan, left, right = self.plan, self.left_slab, self.right_slab
         plgpu.barrier_wait(self.weights_loaded.at[self.wg])
         fragment, given = right_fragment(plan), left_as_given(plan)
-        right = fragment.load(pieces[0].reshape(*fragment.shape))
         pair = by_lanes(
             lambda w: w,
             functools.partial(pair_left, plan),
             [given],
             left_fragment(plan),
-            right.dtype,
+            left.dtype,
         )
-        return right, pair(given.load(pieces[1].reshape(*given.shape)))
+        return (
+            fragment.load(right.at[self.share(right)].reshape(*fragment.shape)),
+            pair(given.load(left.at[self.share(left)].reshape(*given.shape))),
+        )
+
+    def share(self, slab: Any) -> Any:
+        """Lines of a slab with this warpgroup's weights."""
+        lines = slab.shape[0] // self.plan.warpgroups
+        return pl.ds(pl.multiple_of(self.wg * lines, 8), lines)
 
     def apply_right(self, turn: Any, weights: jax.Array) -> None:
         """factors[1] on a tile, from x in shared memory to h there."""
@@ -351,18 +355,23 @@ class Kernel:
         u, last = 1 + len(sixteens), view.ndim - 1
         order = (u, 0, *range(1, u), *range(u + 3, last), last, u + 1, u + 2)
         tile = fragment.load(view.transpose(order))
-        operands, args = [fragment, left_fragment(plan)], [tile, weights]
-        if self.bias is not None:
-            operands.append(bias_fragment(plan))
-            args.append(operands[-1].load(self.bias.at[self.wg]).astype(jnp.float32))
         multiply = by_lanes(
             functools.partial(left_values, plan),
             functools.partial(multiply_left, plan, weights.dtype),
-            operands,
+            [fragment, left_fragment(plan)],
             y_fragment(plan),
             jnp.float32,
         )
-        return activate(multiply(*args), self.activation).astype(weights.dtype)
+        found = multiply(tile, weights)
+        if self.bias is not None:
+            bias = bias_fragment(plan)
+            found = add_bias(
+                found,
+                y_fragment(plan),
+                bias.load(self.bias.at[self.wg]).astype(jnp.float32),
+                bias,
+            )
+        return activate(found, self.activation).astype(weights.dtype)
 
 
 def launch(
@@ -435,6 +444,7 @@ def launch(
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             unsafe_no_auto_barriers=True,
+            approx_math=True,  # Of activations, which are rounded to 16 bits.
             reduction_scratch_bytes=0,
         ),
         grid=(config.ctas,),
