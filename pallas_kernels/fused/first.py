@@ -22,6 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
 from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.fused import teams
 from pallas_kernels.fused.config import Config
 from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.last import right_fragment
@@ -258,14 +259,27 @@ def store_values(
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One warpgroup's part of a launch."""
+    """One warpgroup's part of a launch.
 
-    cta: Any
-    wg: Any
+    Attributes:
+      plan, config, activation: as in `launch`.
+      batch: vectors of x.
+      place: where it is.
+      x, right, left, bias, y: arrays in HBM, the bias or None.
+      slabs, hs: its team's slabs of x and of h.
+      left_slab, right_slab: those of the weights, all of them, in memory of hs and of
+        the last slab of x.
+      loaded: for each warpgroup of the CTA and each of its slabs of x.
+      weights_loaded: for factors[1] and factors[0].
+      begun: of the CTA.
+      phase: of the team.
+    """
+
     plan: Plan
     config: Config
     activation: Activation | None
     batch: int
+    place: teams.Place
     x: Any
     right: Any
     left: Any
@@ -277,61 +291,56 @@ class Kernel:
     right_slab: Any
     loaded: Any
     weights_loaded: Any
+    begun: Any
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
-        stages = self.config.stages
-        self.fetch_weights()  # First: they are there before x is.
+        stages, turns = self.config.stages, self.place.turns
+
+        def fetch_ahead(turn: int) -> None:
+            pl.when(turn < turns)(functools.partial(self.fetch, turn, turn))
+
+        # Before x, so that they are there first.
+        pl.when(self.place.team == 0)(self.fetch_weights)
         for ahead in range(stages - 1):
-            pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead, ahead))
+            fetch_ahead(ahead)
         right = self.right_weights()
         plgpu.commit_smem()
-        self.meet()  # Their memory is free.
-        ahead = stages - 1
-        pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead, ahead))
+        teams.meet(self.begun)  # Their memory is free.
+        fetch_ahead(stages - 1)
         left = self.left_weights()
-        self.meet()
+        teams.meet(self.begun)
 
         def take(turn: Any, slot: int) -> None:
             plgpu.barrier_wait(self.loaded_at(slot))
             self.apply_right(slot, right)
             plgpu.commit_smem()
-            self.meet()
+            teams.meet(self.phase)
             after = turn + stages  # All have read their x.
-            pl.when(after < self.mine)(functools.partial(self.fetch, after, slot))
+            pl.when(after < turns)(functools.partial(self.fetch, after, slot))
             self.apply_left(turn, left)
             plgpu.barrier_wait(self.phase)
 
-        def take_all(turns: Any, carry: None) -> None:
-            take(turns * stages, 0)
+        def take_all(rounds: Any, carry: None) -> None:
+            take(rounds * stages, 0)
             for slot in range(1, stages):
-                turn = turns * stages + slot
-                pl.when(turn < self.mine)(functools.partial(take, turn, slot))
+                turn = rounds * stages + slot
+                pl.when(turn < turns)(functools.partial(take, turn, slot))
 
-        turns = jax.lax.div(self.mine + stages - 1, stages)
-        jax.lax.fori_loop(0, turns, take_all, None)
+        rounds = jax.lax.div(turns + stages - 1, stages)
+        jax.lax.fori_loop(0, rounds, take_all, None)
 
     @property
-    def mine(self) -> Any:
-        tiles, ctas = pl.cdiv(self.batch, self.plan.rows), self.config.ctas
-        return jax.lax.div(tiles - self.cta + ctas - 1, ctas)
-
-    def start(self, turn: Any) -> Any:
-        """First vector of a tile."""
-        rows = self.plan.rows
-        return pl.multiple_of((self.cta + turn * self.config.ctas) * rows, rows)
-
-    def meet(self) -> None:
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
+    def wg(self) -> Any:
+        return self.place.warpgroup
 
     def loaded_at(self, slot: int) -> Any:
-        return self.loaded.at[self.wg * self.config.stages + slot]
+        return self.loaded.at[self.place.thread * self.config.stages + slot]
 
     def fetch(self, turn: Any, slot: int) -> None:
         plgpu.copy_gmem_to_smem(
-            self.x.at[self.wg, :, :, :, pl.ds(self.start(turn), self.plan.rows)],
+            self.x.at[self.wg, :, :, :, pl.ds(self.place.start(turn), self.plan.rows)],
             self.slabs[slot].at[self.wg],
             self.loaded_at(slot),
         )
@@ -341,7 +350,7 @@ class Kernel:
         for at, (given, slab) in enumerate(
             ((self.right, self.right_slab), (self.left, self.left_slab))
         ):
-            share = self.share(slab, self.wg, self.plan.warpgroups)
+            share = teams.share(slab, self.wg, self.plan.warpgroups)
             plgpu.copy_gmem_to_smem(
                 given.at[share], slab.at[share], self.weights_loaded.at[at]
             )
@@ -349,7 +358,7 @@ class Kernel:
     def right_weights(self) -> jax.Array:
         """This warpgroup's, once they have been fetched."""
         plgpu.barrier_wait(self.weights_loaded.at[0])
-        share = self.share(self.right_slab, self.wg, self.plan.warpgroups)
+        share = teams.share(self.right_slab, self.wg, self.plan.warpgroups)
         fragment = right_fragment(self.plan)
         return fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
 
@@ -357,7 +366,7 @@ class Kernel:
         """This warpgroup's, once they have been fetched."""
         plan, given = self.plan, left_as_given(self.plan)
         plgpu.barrier_wait(self.weights_loaded.at[1])
-        share = self.share(self.left_slab, self.group_outputs, plan.groups_outputs)
+        share = teams.share(self.left_slab, self.group_outputs, plan.groups_outputs)
         tile = given.load(self.left_slab.at[share].reshape(*given.shape))
 
         def pair(group: int) -> jax.Array:
@@ -375,12 +384,6 @@ class Kernel:
         branches = [functools.partial(pair, group) for group in groups]
         found: jax.Array = jax.lax.switch(self.group_middle, branches)
         return found
-
-    @staticmethod
-    def share(slab: Any, at: Any, of: int) -> Any:
-        """Lines of a slab, of so many shares."""
-        lines = slab.shape[0] // of
-        return pl.ds(pl.multiple_of(at * lines, 8), lines)
 
     @property
     def group_outputs(self) -> Any:
@@ -419,7 +422,7 @@ class Kernel:
         fragment = h_fragment(plan)
         steps, blocks = of_two(plan.blocks // 16), of_two(plan.middle_of_warp)
         runs = 4 * plan.middle // plan.groups_middle
-        splat, start = plgpu.Layout.WG_SPLAT, self.start(turn)
+        splat, start = plgpu.Layout.WG_SPLAT, self.place.start(turn)
         outputs, middle = self.group_outputs, self.group_middle
         for block in range(plan.middle_of_warp):
             mine = pl.ds(pl.multiple_of(middle * runs, 4), runs)
@@ -466,8 +469,9 @@ def launch(
     config: Config,
 ) -> jax.Array:
     """y (n_out, batch) of x (n_in, batch)."""
-    batch, g = x.shape[1], plan.warpgroups
-    config = dataclasses.replace(config, ctas=min(config.ctas, -(-batch // plan.rows)))
+    batch, g, t = x.shape[1], plan.warpgroups, plan.teams
+    num_tiles = pl.cdiv(batch, plan.rows)
+    ctas = min(config.ctas, pl.cdiv(num_tiles, t))
     x_shape = (g, 4, plan.blocks_of_warp, plan.inputs)
 
     def slab(*shape: int) -> Any:
@@ -475,29 +479,33 @@ def launch(
         return plgpu.SMEM(shape, x.dtype, transforms=(swizzle,))
 
     left_lines, right_lines = (entries // LINE for entries in plan.weights)
-    slabs = [slab(*x_shape, plan.rows)] * (config.stages - 1)
+    x_slab = slab(t, *x_shape, plan.rows)
     # Runs of 8 vectors apart: neighbouring blocks are in different banks.
-    h_shape = (4 * g, plan.blocks_of_warp, plan.padded, 8)
+    h_slab = plgpu.SMEM((t, 4 * g, plan.blocks_of_warp, plan.padded, 8), x.dtype)
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, (last, right_slab), (hs, left_slab) = refs[:-3]
+        *biases, y_ref, xs, (last, right_slab), (hs, left_slab) = refs[:-4]
+        loaded, weights_loaded, begun, phase = refs[-4:]
+        place = teams.place(plan, ctas, num_tiles)
         Kernel(
-            jax.lax.axis_index("cta"),
-            jax.lax.axis_index("wg"),
             plan,
             config,
             activation,
             batch,
+            place,
             x_ref,
             right_ref,
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            [*xs, last],
-            hs,
+            [ref.at[place.team] for ref in (*xs, last)],
+            hs.at[place.team],
             left_slab,
             right_slab,
-            *refs[-3:],
+            loaded,
+            weights_loaded,
+            begun,
+            phase.at[place.team],
         ).run()
 
     # Outputs: warpgroups, sixteens, 2, 8; blocks: warpgroups, warps, some.
@@ -506,26 +514,20 @@ def launch(
     args = [right.reshape(-1, LINE), left.reshape(-1, LINE)]
     if bias is not None:
         args.append(bias.reshape(*y_shape, 1))
-    y: jax.Array = plgpu.kernel(
+    run = teams.launch(
         body,
-        out_type=jax.ShapeDtypeStruct((*y_shape, batch), x.dtype),
-        scratch_types=[
-            slabs,
-            plgpu.RefUnion(slab(*x_shape, plan.rows), slab(right_lines, LINE)),
-            plgpu.RefUnion(plgpu.SMEM(h_shape, x.dtype), slab(left_lines, LINE)),
-            plgpu.Barrier(num_barriers=g * config.stages),
+        plan,
+        ctas,
+        jax.ShapeDtypeStruct((*y_shape, batch), x.dtype),
+        [
+            [x_slab] * (config.stages - 1),
+            plgpu.RefUnion(x_slab, slab(right_lines, LINE)),
+            plgpu.RefUnion(h_slab, slab(left_lines, LINE)),
+            plgpu.Barrier(num_barriers=t * g * config.stages),
             plgpu.Barrier(num_arrivals=g, num_barriers=2),
-            plgpu.Barrier(num_arrivals=g),
+            plgpu.Barrier(num_arrivals=t * g),
+            plgpu.Barrier(num_arrivals=g, num_barriers=t),
         ],
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,  # Of activations, which are rounded to 16 bits.
-            reduction_scratch_bytes=0,
-        ),
-        grid=(config.ctas,),
-        grid_names=("cta",),
-        num_threads=g,
-        thread_name="wg",
-    )(x.reshape(*x_shape, batch), *args)
+    )
+    y: jax.Array = run(x.reshape(*x_shape, batch), *args)
     return y.reshape(plan.n_out, batch)

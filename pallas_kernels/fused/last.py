@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
 from pallas_kernels.epilogue import Activation, activate
+from pallas_kernels.fused import teams
 from pallas_kernels.fused.config import Config
 from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.plan import LINE, Plan
@@ -200,14 +201,24 @@ def left_values(plan: Plan, h: jax.Array, w: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One warpgroup's part of a launch."""
+    """One warpgroup's part of a launch.
 
-    cta: Any
-    wg: Any
+    Attributes:
+      plan, config, activation: as in `launch`.
+      place: where it is.
+      x, right, left, bias, y: arrays in HBM, the bias or None.
+      xs, hs, ys: its team's slabs of x, of h and of y.
+      left_slab, right_slab: those of the weights, all of them, in memory of hs and ys.
+      loaded: for each warpgroup of the CTA and each of its slabs of x.
+      weights_loaded: for each warpgroup of a team.
+      begun: of the CTA.
+      phase: of the team.
+    """
+
     plan: Plan
     config: Config
     activation: Activation | None
-    num_tiles: int
+    place: teams.Place
     x: Any
     right: Any
     left: Any
@@ -220,19 +231,21 @@ class Kernel:
     right_slab: Any
     loaded: Any
     weights_loaded: Any
+    begun: Any
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
-        self.fetch_weights()  # First: they are there before x is.
+        # Before x, so that they are there first.
+        pl.when(self.place.team == 0)(self.fetch_weights)
         for ahead in range(self.config.stages):
-            pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead))
+            pl.when(ahead < self.place.turns)(functools.partial(self.fetch, ahead))
         right, left = self.weights()
-        self.meet()  # Their memory is free.
+        teams.meet(self.begun)  # Their memory is free.
         self.apply_right(0, right)
         plgpu.commit_smem()
         self.refill(0)
-        self.meet()
+        teams.meet(self.phase)
 
         def take(turn: Any, carry: None) -> None:
             # After the last tile this multiplies what is left in a slab, for nobody.
@@ -248,24 +261,18 @@ class Kernel:
             self.refill(turn + 1)  # All four warps have read their x.
             plgpu.barrier_wait(self.phase)
 
-        jax.lax.fori_loop(0, self.mine, take, None)
+        jax.lax.fori_loop(0, self.place.turns, take, None)
         plgpu.wait_smem_to_gmem(0)
 
     @property
-    def mine(self) -> Any:
-        ctas = self.config.ctas
-        return jax.lax.div(self.num_tiles - self.cta + ctas - 1, ctas)
+    def wg(self) -> Any:
+        return self.place.warpgroup
 
     def rows_of(self, turn: Any) -> Any:
-        tile = self.cta + turn * self.config.ctas
-        return pl.ds(pl.multiple_of(tile * self.plan.rows, 16), self.plan.rows)
-
-    def meet(self) -> None:
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
+        return pl.ds(self.place.start(turn), self.plan.rows)
 
     def loaded_at(self, slot: Any) -> Any:
-        return self.loaded.at[self.wg * self.config.stages + slot]
+        return self.loaded.at[self.place.thread * self.config.stages + slot]
 
     def fetch(self, turn: Any) -> None:
         slot = jax.lax.rem(jnp.int32(turn), self.config.stages)
@@ -278,19 +285,19 @@ class Kernel:
     def refill(self, turn: Any) -> None:
         """Fetches into the slab that tile `turn` was in."""
         after = turn + self.config.stages
-        pl.when(after < self.mine)(functools.partial(self.fetch, after))
+        pl.when(after < self.place.turns)(functools.partial(self.fetch, after))
 
     def fetch_weights(self) -> None:
         """This warpgroup's, to memory that h and y have later."""
         for given, slab in ((self.right, self.right_slab), (self.left, self.left_slab)):
-            mine = self.share(slab)
+            mine = teams.share(slab, self.wg, self.plan.warpgroups)
             plgpu.copy_gmem_to_smem(
                 given.at[mine], slab.at[mine], self.weights_loaded.at[self.wg]
             )
 
     def weights(self) -> tuple[jax.Array, jax.Array]:
         """This warpgroup's, once they have been fetched."""
-        plan, left, right = self.plan, self.left_slab, self.right_slab
+        plan = self.plan
         plgpu.barrier_wait(self.weights_loaded.at[self.wg])
         fragment, given = right_fragment(plan), left_as_given(plan)
         pair = by_lanes(
@@ -298,24 +305,23 @@ class Kernel:
             functools.partial(pair_left, plan),
             [given],
             left_fragment(plan),
-            left.dtype,
+            self.left.dtype,
+        )
+        left, right = (
+            slab.at[teams.share(slab, self.wg, plan.warpgroups)]
+            for slab in (self.left_slab, self.right_slab)
         )
         return (
-            fragment.load(right.at[self.share(right)].reshape(*fragment.shape)),
-            pair(given.load(left.at[self.share(left)].reshape(*given.shape))),
+            fragment.load(right.reshape(*fragment.shape)),
+            pair(given.load(left.reshape(*given.shape))),
         )
-
-    def share(self, slab: Any) -> Any:
-        """Lines of a slab with this warpgroup's weights."""
-        lines = slab.shape[0] // self.plan.warpgroups
-        return pl.ds(pl.multiple_of(self.wg * lines, 8), lines)
 
     def apply_right(self, turn: Any, weights: jax.Array) -> None:
         """factors[1] on a tile, from x in shared memory to h there."""
         plan = self.plan
         slot = jax.lax.rem(jnp.int32(turn), self.config.stages)
 
-        @pl.when(turn < self.mine)
+        @pl.when(turn < self.place.turns)
         def _() -> None:
             plgpu.barrier_wait(self.loaded_at(slot))
 
@@ -384,9 +390,9 @@ def launch(
     config: Config,
 ) -> jax.Array:
     """y (batch, n_out) of x (batch, n_in)."""
-    batch, g = x.shape[0], plan.warpgroups
+    batch, g, t = x.shape[0], plan.warpgroups, plan.teams
     num_tiles = pl.cdiv(batch, plan.rows)
-    config = dataclasses.replace(config, ctas=min(config.ctas, num_tiles))
+    ctas = min(config.ctas, pl.cdiv(num_tiles, t))
 
     def slab(*shape: int) -> Any:
         swizzle = plgpu.SwizzleTransform(2 * shape[-1])  # type: ignore[abstract]
@@ -394,62 +400,53 @@ def launch(
 
     lines_in = plan.n_in // (g * plan.width)
     lines_out = plan.n_out // (g * LINE)
-    weight_lines = [entries // LINE for entries in plan.weights]
     memory = plgpu.RefUnion(
         [
             # Eights of the rows apart: eight outputs of a block are 128 bytes.
-            plgpu.SMEM((2, 2, plan.blocks, plan.padded, 8), x.dtype),
-            slab(config.out_stages, g, plan.rows, lines_out, LINE),
+            plgpu.SMEM((t, 2, 2, plan.blocks, plan.padded, 8), x.dtype),
+            slab(t, config.out_stages, g, plan.rows, lines_out, LINE),
         ],
-        [slab(lines, LINE) for lines in weight_lines],
+        [slab(entries // LINE, LINE) for entries in plan.weights],
     )
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, phase = refs
+        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, begun, phase = refs
+        place = teams.place(plan, ctas, num_tiles)
         Kernel(
-            jax.lax.axis_index("cta"),
-            jax.lax.axis_index("wg"),
             plan,
             config,
             activation,
-            num_tiles,
+            place,
             x_ref,
             right_ref,
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            xs,
-            hs,
-            ys,
+            *(ref.at[place.team] for ref in (xs, hs, ys)),
             *slabs,
             loaded,
             weights_loaded,
-            phase,
+            begun,
+            phase.at[place.team],
         ).run()
 
     args = [right.reshape(-1, LINE), left.reshape(-1, LINE)]
     if bias is not None:
         args.append(bias.reshape(g, *bias_fragment(plan).shape))
-    y: jax.Array = plgpu.kernel(
+    run = teams.launch(
         body,
-        out_type=jax.ShapeDtypeStruct((batch, g, lines_out, LINE), x.dtype),
-        scratch_types=[
+        plan,
+        ctas,
+        jax.ShapeDtypeStruct((batch, g, lines_out, LINE), x.dtype),
+        [
             # Lines apart: eight rows of a column of 16 bytes are in different banks.
-            slab(config.stages, g, lines_in, plan.rows, plan.width),
+            slab(t, config.stages, g, lines_in, plan.rows, plan.width),
             memory,
-            plgpu.Barrier(num_barriers=g * config.stages),
+            plgpu.Barrier(num_barriers=t * g * config.stages),
             plgpu.Barrier(num_arrivals=2, num_barriers=g),
-            plgpu.Barrier(num_arrivals=g),
+            plgpu.Barrier(num_arrivals=t * g),
+            plgpu.Barrier(num_arrivals=g, num_barriers=t),
         ],
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,  # Of activations, which are rounded to 16 bits.
-            reduction_scratch_bytes=0,
-        ),
-        grid=(config.ctas,),
-        grid_names=("cta",),
-        num_threads=g,
-        thread_name="wg",
-    )(x.reshape(batch, g, lines_in, plan.width), *args)
+    )
+    y: jax.Array = run(x.reshape(batch, g, lines_in, plan.width), *args)
     return y.reshape(batch, plan.n_out)
