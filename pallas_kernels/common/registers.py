@@ -114,12 +114,13 @@ def thread() -> jax.Array:
 
 
 def words(array: Any) -> np.ndarray:
-    """Each register's words of 32 bits, (registers, words)."""
+    """Each register's words of 32 bits, or its float32, (registers, words)."""
     flat = list(array.registers.flat)
     length = mgpu.utils.bitwidth(flat[0].type) // 32
+    floats = array.mlir_dtype == ir.F32Type.get()
     found = np.empty((len(flat), length), dtype=object)
     for at, register in enumerate(flat):
-        whole = llvm.bitcast(_words(length), register)
+        whole = register if floats else llvm.bitcast(_words(length), register)
         found[at] = [_entry(whole, n) for n in range(length)]
     return found
 
@@ -248,6 +249,11 @@ def pair(low: Any, high: Any, half: int) -> Any:
         "=r,r,r",
         has_side_effects=False,
     )
+
+
+def add_floats(x: Any, y: Any) -> Any:
+    """Sum of two float32."""
+    return arith.addf(x, y)
 
 
 def round_pair(low: Any, high: Any, dtype: Any) -> Any:

@@ -22,7 +22,8 @@ class Config:
         least, of which one gives its memory to the weights at first.
       out_stages: tiles of y in shared memory, features last; features first 0, where
         warps store y as they have it.
-      ctas: CTAs to launch at most; each takes tiles until there are none left.
+      ctas: CTAs to launch at most, of one to a multiprocessor; their teams take tiles
+        until there are none left.
     """
 
     stages: int
@@ -63,15 +64,12 @@ def default_config(
     del precision  # Products of 16-bit numbers are exact in float32.
     found = plan(tuple(shapes), jnp.dtype(dtype), out_dtype, axis)
     check_batch(found, batch)
-    # With as many CTAs as registers allow, if a tile is on its way and one in use.
-    for stages, out_stages in ((3, 2), (2, 2), (3, 1), (2, 1)) if axis else ((2, 0),):
-        smem_bytes = found.smem_bytes(stages, out_stages)
-        if found.ctas_of_multiprocessor(smem_bytes) == found.ctas_of_multiprocessor(0):
+    for stages, out_stages in ((3, 2), (2, 2), (2, 1)) if axis == -1 else ((2, 0),):
+        config = Config(stages, out_stages, H200.multiprocessors)
+        if found.smem_bytes(stages, out_stages) <= SMEM_BYTES:
             break
-    config = Config(stages, out_stages, 1)
     check(found, config)
-    occupancy = found.ctas_of_multiprocessor(smem_bytes)
-    return dataclasses.replace(config, ctas=H200.multiprocessors * occupancy)
+    return config
 
 
 def check(plan: Plan, config: Config) -> None:

@@ -21,9 +21,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
+<<<<<<< HEAD
 from pallas_kernels.common.epilogue import Activation, activate
+=======
+from pallas_kernels.common.epilogue import Activation, activate
+from pallas_kernels.fused import teams
+>>>>>>> fused
 from pallas_kernels.fused.config import Config
-from pallas_kernels.fused.fragments import Fragment, along, by_lanes, of_two
+from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.last import right_fragment
 from pallas_kernels.fused.plan import LINE, Plan
 
@@ -153,13 +158,7 @@ def multiply_right(
 
 
 def multiply_left(
-    plan: Plan,
-    dtype: Any,
-    block: int,
-    h: Any,
-    w: Any,
-    *bias: Any,
-    isa: Any = registers,
+    plan: Plan, dtype: Any, block: int, h: Any, w: Any, isa: Any = registers
 ) -> Any:
     """Registers of y, (sixteens, halves, 8), likewise."""
     h = h.reshape(2, 2, plan.blocks // 16, -1, 2)[..., block, :]
@@ -167,9 +166,6 @@ def multiply_left(
     found = np.empty((plan.outputs_of_warp, 2, 4, 2), dtype=object)
     for sixteen, n in np.ndindex(plan.outputs_of_warp, 4):
         sums = None
-        if bias:
-            low, high = bias[0][sixteen].reshape(-1)
-            sums = [low, low, high, high]
         for step in range(plan.blocks // 16):
             a = w[sixteen, :, 2 * step : 2 * step + 2].T.reshape(-1)
             sums = isa.mma(sums, a, h[n // 2, :, step, n % 2], dtype)
@@ -200,17 +196,14 @@ def right_values(plan: Plan, block: int, x: jax.Array, w: jax.Array) -> jax.Arra
     return h.reshape(h_stored(plan).shape)
 
 
-def left_values(
-    plan: Plan, block: int, h: jax.Array, w: jax.Array, *bias: jax.Array
-) -> jax.Array:
+def left_values(plan: Plan, block: int, h: jax.Array, w: jax.Array) -> jax.Array:
     """`multiply_left` on arrays."""
     # n1 u step w block n0 (n, e) i
     h = h.astype(jnp.float32).reshape(2, 2, -1, 4, plan.middle_of_warp, 2, 4, 2, 8)
     h = h[:, :, :, :, block].transpose(2, 1, 7, 3, 5, 0, 4, 6)
     h = h.reshape(1, plan.blocks, 4, 4, 8)
     w = w.astype(jnp.float32)[..., block].reshape(-1, plan.blocks, 4, 1, 1)
-    y = (h * w).sum(1).reshape(y_fragment(plan).shape)
-    return y + bias[0][..., None] if bias else y
+    return (h * w).sum(1).reshape(y_fragment(plan).shape)
 
 
 # --- What is stored, of which vectors beyond the batch are left out -------------------
@@ -270,14 +263,27 @@ def store_values(
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One warpgroup's part of a launch."""
+    """One warpgroup's part of a launch.
 
-    cta: Any
-    wg: Any
+    Attributes:
+      plan, config, activation: as in `launch`.
+      batch: vectors of x.
+      place: where it is.
+      x, right, left, bias, y: arrays in HBM, the bias or None.
+      slabs, hs: its team's slabs of x and of h.
+      left_slab, right_slab: those of the weights, all of them, in memory of hs and of
+        the last slab of x.
+      loaded: for each warpgroup of the CTA and each of its slabs of x.
+      weights_loaded: for factors[1] and factors[0].
+      begun: of the CTA.
+      phase: of the team.
+    """
+
     plan: Plan
     config: Config
     activation: Activation | None
     batch: int
+    place: teams.Place
     x: Any
     right: Any
     left: Any
@@ -289,63 +295,61 @@ class Kernel:
     right_slab: Any
     loaded: Any
     weights_loaded: Any
+    begun: Any
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
-        stages = self.config.stages
+        stages, turns = self.config.stages, self.place.turns
+
+        def fetch_ahead(turn: int) -> None:
+            pl.when(turn < turns)(functools.partial(self.fetch, turn, turn))
+
+        # Before x, so that they are there first.
+        pl.when(self.place.team == 0)(self.fetch_weights)
         for ahead in range(stages - 1):
-            pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead, ahead))
-        right, left = self.weights()
+            fetch_ahead(ahead)
+        right = self.right_weights()
         plgpu.commit_smem()
-        self.meet()  # Their memory is free.
-        pl.when(stages - 1 < self.mine)(
-            functools.partial(self.fetch, stages - 1, stages - 1)
-        )
+        teams.meet(self.begun)  # Their memory is free.
+        fetch_ahead(stages - 1)
+        left = self.left_weights()
+        teams.meet(self.begun)
 
         def take(turn: Any, slot: int) -> None:
             plgpu.barrier_wait(self.loaded_at(slot))
             self.apply_right(slot, right)
             plgpu.commit_smem()
-            self.meet()
+            teams.meet(self.phase)
             after = turn + stages  # All have read their x.
-            pl.when(after < self.mine)(functools.partial(self.fetch, after, slot))
+            pl.when(after < turns)(functools.partial(self.fetch, after, slot))
             self.apply_left(turn, left)
             plgpu.barrier_wait(self.phase)
 
-        def take_all(turns: Any, carry: None) -> None:
-            take(turns * stages, 0)
+        def take_all(rounds: Any, carry: None) -> None:
+            take(rounds * stages, 0)
             for slot in range(1, stages):
-                turn = turns * stages + slot
-                pl.when(turn < self.mine)(functools.partial(take, turn, slot))
+                turn = rounds * stages + slot
+                pl.when(turn < turns)(functools.partial(take, turn, slot))
 
-        turns = jax.lax.div(self.mine + stages - 1, stages)
-        jax.lax.fori_loop(0, turns, take_all, None)
+        rounds = jax.lax.div(turns + stages - 1, stages)
+        jax.lax.fori_loop(0, rounds, take_all, None)
 
     @property
-    def mine(self) -> Any:
-        tiles, ctas = pl.cdiv(self.batch, self.plan.rows), self.config.ctas
-        return jax.lax.div(tiles - self.cta + ctas - 1, ctas)
-
-    def start(self, turn: Any) -> Any:
-        """First vector of a tile."""
-        rows = self.plan.rows
-        return pl.multiple_of((self.cta + turn * self.config.ctas) * rows, rows)
-
-    def meet(self) -> None:
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
+    def wg(self) -> Any:
+        return self.place.warpgroup
 
     def loaded_at(self, slot: int) -> Any:
-        return self.loaded.at[self.wg * self.config.stages + slot]
+        return self.loaded.at[self.place.thread * self.config.stages + slot]
 
     def fetch(self, turn: Any, slot: int) -> None:
         plgpu.copy_gmem_to_smem(
-            self.x.at[self.wg, :, :, :, pl.ds(self.start(turn), self.plan.rows)],
+            self.x.at[self.wg, :, :, :, pl.ds(self.place.start(turn), self.plan.rows)],
             self.slabs[slot].at[self.wg],
             self.loaded_at(slot),
         )
 
+<<<<<<< HEAD
     def weights(self) -> tuple[jax.Array, jax.Array]:
         """This warpgroup's, by way of memory that h and the last slab have later."""
         plan = self.plan
@@ -359,6 +363,30 @@ class Kernel:
         fragment, given = right_fragment(plan), left_as_given(plan)
         right = fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
         share = self.share(self.left_slab, self.group_outputs, plan.groups_outputs)
+=======
+    def fetch_weights(self) -> None:
+        """To memory that h and the last slab have later, a share by each warpgroup."""
+        for at, (given, slab) in enumerate(
+            ((self.right, self.right_slab), (self.left, self.left_slab))
+        ):
+            share = teams.share(slab, self.wg, self.plan.warpgroups)
+            plgpu.copy_gmem_to_smem(
+                given.at[share], slab.at[share], self.weights_loaded.at[at]
+            )
+
+    def right_weights(self) -> jax.Array:
+        """This warpgroup's, once they have been fetched."""
+        plgpu.barrier_wait(self.weights_loaded.at[0])
+        share = teams.share(self.right_slab, self.wg, self.plan.warpgroups)
+        fragment = right_fragment(self.plan)
+        return fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
+
+    def left_weights(self) -> jax.Array:
+        """This warpgroup's, once they have been fetched."""
+        plan, given = self.plan, left_as_given(self.plan)
+        plgpu.barrier_wait(self.weights_loaded.at[1])
+        share = teams.share(self.left_slab, self.group_outputs, plan.groups_outputs)
+>>>>>>> fused
         tile = given.load(self.left_slab.at[share].reshape(*given.shape))
 
         def pair(group: int) -> jax.Array:
@@ -367,20 +395,15 @@ class Kernel:
                 functools.partial(pair_left, plan, group),
                 [given],
                 left_fragment(plan),
-                right.dtype,
+                tile.dtype,
             )
             found: jax.Array = paired(tile)
             return found
 
-        branches = [
-            functools.partial(pair, group) for group in range(plan.groups_middle)
-        ]
-        return right, jax.lax.switch(self.group_middle, branches)
-
-    @staticmethod
-    def share(slab: Any, at: Any, of: int) -> Any:
-        lines = slab.shape[0] // of
-        return pl.ds(pl.multiple_of(at * lines, 8), lines)
+        groups = range(plan.groups_middle)
+        branches = [functools.partial(pair, group) for group in groups]
+        found: jax.Array = jax.lax.switch(self.group_middle, branches)
+        return found
 
     @property
     def group_outputs(self) -> Any:
@@ -419,7 +442,7 @@ class Kernel:
         fragment = h_fragment(plan)
         steps, blocks = of_two(plan.blocks // 16), of_two(plan.middle_of_warp)
         runs = 4 * plan.middle // plan.groups_middle
-        splat, start = plgpu.Layout.WG_SPLAT, self.start(turn)
+        splat, start = plgpu.Layout.WG_SPLAT, self.place.start(turn)
         outputs, middle = self.group_outputs, self.group_middle
         for block in range(plan.middle_of_warp):
             mine = pl.ds(pl.multiple_of(middle * runs, 4), runs)
@@ -429,19 +452,24 @@ class Kernel:
             last = u + 4 + len(blocks)
             order = (last, u, *range(u), *range(u + 3, last), last + 1, last + 2)
             tile = fragment.load(view.transpose((*order, u + 1, u + 2)))
-            operands, args = [fragment, left_fragment(plan)], [tile, weights]
-            if self.bias is not None:
-                operands.append(bias_fragment(plan))
-                view = self.bias.at[outputs, :, :, :, middle, :, block]
-                args.append(operands[-1].load(view).astype(jnp.float32))
             multiply = by_lanes(
                 functools.partial(left_values, plan, block),
                 functools.partial(multiply_left, plan, weights.dtype, block),
-                operands,
+                [fragment, left_fragment(plan)],
                 y_fragment(plan),
                 jnp.float32,
             )
-            found = activate(multiply(*args), self.activation).astype(weights.dtype)
+            found = multiply(tile, weights)
+            if self.bias is not None:
+                bias = bias_fragment(plan)
+                view = self.bias.at[outputs, :, :, :, middle, :, block]
+                found = add_bias(
+                    found,
+                    y_fragment(plan),
+                    bias.load(view).astype(jnp.float32),
+                    bias,
+                )
+            found = activate(found, self.activation).astype(weights.dtype)
             if block == plan.middle_of_warp - 1:
                 plgpu.barrier_arrive(self.phase)  # It has read h.
             store = registers.by_lanes(
@@ -461,8 +489,9 @@ def launch(
     config: Config,
 ) -> jax.Array:
     """y (n_out, batch) of x (n_in, batch)."""
-    batch, g = x.shape[1], plan.warpgroups
-    config = dataclasses.replace(config, ctas=min(config.ctas, -(-batch // plan.rows)))
+    batch, g, t = x.shape[1], plan.warpgroups, plan.teams
+    num_tiles = pl.cdiv(batch, plan.rows)
+    ctas = min(config.ctas, pl.cdiv(num_tiles, t))
     x_shape = (g, 4, plan.blocks_of_warp, plan.inputs)
 
     def slab(*shape: int) -> Any:
@@ -470,29 +499,33 @@ def launch(
         return plgpu.SMEM(shape, x.dtype, transforms=(swizzle,))
 
     left_lines, right_lines = (entries // LINE for entries in plan.weights)
-    slabs = [slab(*x_shape, plan.rows)] * (config.stages - 1)
+    x_slab = slab(t, *x_shape, plan.rows)
     # Runs of 8 vectors apart: neighbouring blocks are in different banks.
-    h_shape = (4 * g, plan.blocks_of_warp, plan.padded, 8)
+    h_slab = plgpu.SMEM((t, 4 * g, plan.blocks_of_warp, plan.padded, 8), x.dtype)
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, (last, right_slab), (hs, left_slab) = refs[:-3]
+        *biases, y_ref, xs, (last, right_slab), (hs, left_slab) = refs[:-4]
+        loaded, weights_loaded, begun, phase = refs[-4:]
+        place = teams.place(plan, ctas, num_tiles)
         Kernel(
-            jax.lax.axis_index("cta"),
-            jax.lax.axis_index("wg"),
             plan,
             config,
             activation,
             batch,
+            place,
             x_ref,
             right_ref,
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            [*xs, last],
-            hs,
+            [ref.at[place.team] for ref in (*xs, last)],
+            hs.at[place.team],
             left_slab,
             right_slab,
-            *refs[-3:],
+            loaded,
+            weights_loaded,
+            begun,
+            phase.at[place.team],
         ).run()
 
     # Outputs: warpgroups, sixteens, 2, 8; blocks: warpgroups, warps, some.
@@ -501,25 +534,20 @@ def launch(
     args = [right.reshape(-1, LINE), left.reshape(-1, LINE)]
     if bias is not None:
         args.append(bias.reshape(*y_shape, 1))
-    y: jax.Array = plgpu.kernel(
+    run = teams.launch(
         body,
-        out_type=jax.ShapeDtypeStruct((*y_shape, batch), x.dtype),
-        scratch_types=[
-            slabs,
-            plgpu.RefUnion(slab(*x_shape, plan.rows), slab(right_lines, LINE)),
-            plgpu.RefUnion(plgpu.SMEM(h_shape, x.dtype), slab(left_lines, LINE)),
-            plgpu.Barrier(num_barriers=g * config.stages),
-            plgpu.Barrier(num_arrivals=2 * g),
-            plgpu.Barrier(num_arrivals=g),
+        plan,
+        ctas,
+        jax.ShapeDtypeStruct((*y_shape, batch), x.dtype),
+        [
+            [x_slab] * (config.stages - 1),
+            plgpu.RefUnion(x_slab, slab(right_lines, LINE)),
+            plgpu.RefUnion(h_slab, slab(left_lines, LINE)),
+            plgpu.Barrier(num_barriers=t * g * config.stages),
+            plgpu.Barrier(num_arrivals=g, num_barriers=2),
+            plgpu.Barrier(num_arrivals=t * g),
+            plgpu.Barrier(num_arrivals=g, num_barriers=t),
         ],
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            reduction_scratch_bytes=0,
-        ),
-        grid=(config.ctas,),
-        grid_names=("cta",),
-        num_threads=g,
-        thread_name="wg",
-    )(x.reshape(*x_shape, batch), *args)
+    )
+    y: jax.Array = run(x.reshape(*x_shape, batch), *args)
     return y.reshape(plan.n_out, batch)

@@ -131,3 +131,29 @@ def by_lanes(
         )
 
     return on_chip
+
+
+def add_bias(
+    y: jax.Array, sums: Fragment, bias: jax.Array, entries: Fragment
+) -> jax.Array:
+    """Sums with the bias added, of which rows, or vectors of one, have the same.
+
+    Args:
+      y: the sums.
+      sums: their fragment.
+      bias: float32, of the extents of y's last axes, or of its first ones and 1.
+      entries: its fragment.
+    """
+
+    def lanes(y: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        found = np.empty(y.shape, dtype=object)
+        for place, entry in np.ndenumerate(np.broadcast_to(bias, y.shape)):
+            found[place] = registers.add_floats(y[place], entry)
+        return found
+
+    def arrays(y: jax.Array, bias: jax.Array) -> jax.Array:
+        if bias.shape[-1] == 1:
+            bias = bias[..., None]
+        return y + bias
+
+    return by_lanes(arrays, lanes, [sums, entries], sums, jnp.float32)(y, bias)

@@ -20,9 +20,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
+<<<<<<< HEAD
 from pallas_kernels.common.epilogue import Activation, activate
+=======
+from pallas_kernels.common.epilogue import Activation, activate
+from pallas_kernels.fused import teams
+>>>>>>> fused
 from pallas_kernels.fused.config import Config
-from pallas_kernels.fused.fragments import Fragment, along, by_lanes, of_two
+from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.plan import LINE, Plan
 
 
@@ -151,9 +156,7 @@ def multiply_right(plan: Plan, dtype: Any, x: Any, w: Any, isa: Any = registers)
     return found
 
 
-def multiply_left(
-    plan: Plan, dtype: Any, h: Any, w: Any, *bias: Any, isa: Any = registers
-) -> Any:
+def multiply_left(plan: Plan, dtype: Any, h: Any, w: Any, isa: Any = registers) -> Any:
     """Registers of y, (halves, eights, 2 outputs, eights, 8), likewise."""
     count = 8 * plan.middle_of_warp
     h = h.reshape(2, 2, plan.blocks // 16, count)
@@ -161,15 +164,13 @@ def multiply_left(
     found = np.empty((2, plan.outputs_of_warp, 2, count), dtype=object)
     for eight, block in np.ndindex(plan.outputs_of_warp, count):
         sums = None
-        if bias:
-            entries = bias[0].reshape(plan.outputs_of_warp, 2, count)[eight, :, block]
-            sums = [*entries, *entries]
         for step in range(plan.blocks // 16):
             a = h[:, :, step, block].reshape(-1)
             b = w[eight, 2 * step : 2 * step + 2, block]
             sums = isa.mma(sums, a, b, dtype)
         for at in range(4):
             found[at // 2, eight, at % 2, block] = sums[at]
+    isa.fence()
     return found.reshape(2, plan.outputs_of_warp, 2, plan.middle_of_warp, 8)
 
 
@@ -191,13 +192,12 @@ def right_values(plan: Plan, x: jax.Array, w: jax.Array) -> jax.Array:
     return (x * w).sum(-1).swapaxes(2, 3).reshape(h_stored(plan).shape)
 
 
-def left_values(plan: Plan, h: jax.Array, w: jax.Array, *bias: jax.Array) -> jax.Array:
+def left_values(plan: Plan, h: jax.Array, w: jax.Array) -> jax.Array:
     """`multiply_left` on arrays."""
     h = h.astype(jnp.float32).reshape(2, 2, -1, plan.middle, 8, 8)
     h = h.transpose(1, 4, 2, 0, 5, 3).reshape(16, 1, plan.blocks, plan.middle)
     w = w.astype(jnp.float32).reshape(-1, plan.blocks, plan.middle)
-    y = (h * w).sum(2).reshape(y_fragment(plan).shape)
-    return y + bias[0] if bias else y
+    return (h * w).sum(2).reshape(y_fragment(plan).shape)
 
 
 # --- The kernel -----------------------------------------------------------------------
@@ -205,14 +205,24 @@ def left_values(plan: Plan, h: jax.Array, w: jax.Array, *bias: jax.Array) -> jax
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One warpgroup's part of a launch."""
+    """One warpgroup's part of a launch.
 
-    cta: Any
-    wg: Any
+    Attributes:
+      plan, config, activation: as in `launch`.
+      place: where it is.
+      x, right, left, bias, y: arrays in HBM, the bias or None.
+      xs, hs, ys: its team's slabs of x, of h and of y.
+      left_slab, right_slab: those of the weights, all of them, in memory of hs and ys.
+      loaded: for each warpgroup of the CTA and each of its slabs of x.
+      weights_loaded: for each warpgroup of a team.
+      begun: of the CTA.
+      phase: of the team.
+    """
+
     plan: Plan
     config: Config
     activation: Activation | None
-    num_tiles: int
+    place: teams.Place
     x: Any
     right: Any
     left: Any
@@ -225,18 +235,21 @@ class Kernel:
     right_slab: Any
     loaded: Any
     weights_loaded: Any
+    begun: Any
     phase: Any
 
     def run(self) -> None:
         """Takes tiles until there are none left."""
+        # Before x, so that they are there first.
+        pl.when(self.place.team == 0)(self.fetch_weights)
         for ahead in range(self.config.stages):
-            pl.when(ahead < self.mine)(functools.partial(self.fetch, ahead))
+            pl.when(ahead < self.place.turns)(functools.partial(self.fetch, ahead))
         right, left = self.weights()
-        self.meet()  # Their memory is free.
+        teams.meet(self.begun)  # Their memory is free.
         self.apply_right(0, right)
         plgpu.commit_smem()
         self.refill(0)
-        self.meet()
+        teams.meet(self.phase)
 
         def take(turn: Any, carry: None) -> None:
             # After the last tile this multiplies what is left in a slab, for nobody.
@@ -252,24 +265,18 @@ class Kernel:
             self.refill(turn + 1)  # All four warps have read their x.
             plgpu.barrier_wait(self.phase)
 
-        jax.lax.fori_loop(0, self.mine, take, None)
+        jax.lax.fori_loop(0, self.place.turns, take, None)
         plgpu.wait_smem_to_gmem(0)
 
     @property
-    def mine(self) -> Any:
-        ctas = self.config.ctas
-        return jax.lax.div(self.num_tiles - self.cta + ctas - 1, ctas)
+    def wg(self) -> Any:
+        return self.place.warpgroup
 
     def rows_of(self, turn: Any) -> Any:
-        tile = self.cta + turn * self.config.ctas
-        return pl.ds(pl.multiple_of(tile * self.plan.rows, 16), self.plan.rows)
-
-    def meet(self) -> None:
-        plgpu.barrier_arrive(self.phase)
-        plgpu.barrier_wait(self.phase)
+        return pl.ds(self.place.start(turn), self.plan.rows)
 
     def loaded_at(self, slot: Any) -> Any:
-        return self.loaded.at[self.wg * self.config.stages + slot]
+        return self.loaded.at[self.place.thread * self.config.stages + slot]
 
     def fetch(self, turn: Any) -> None:
         slot = jax.lax.rem(jnp.int32(turn), self.config.stages)
@@ -282,36 +289,43 @@ class Kernel:
     def refill(self, turn: Any) -> None:
         """Fetches into the slab that tile `turn` was in."""
         after = turn + self.config.stages
-        pl.when(after < self.mine)(functools.partial(self.fetch, after))
+        pl.when(after < self.place.turns)(functools.partial(self.fetch, after))
 
-    def weights(self) -> tuple[jax.Array, jax.Array]:
-        """This warpgroup's, by way of memory that h and y have later."""
-        plan, pieces = self.plan, []
+    def fetch_weights(self) -> None:
+        """This warpgroup's, to memory that h and y have later."""
         for given, slab in ((self.right, self.right_slab), (self.left, self.left_slab)):
-            lines = slab.shape[0] // plan.warpgroups
-            mine = pl.ds(pl.multiple_of(self.wg * lines, 8), lines)
-            pieces.append(slab.at[mine])
+            mine = teams.share(slab, self.wg, self.plan.warpgroups)
             plgpu.copy_gmem_to_smem(
                 given.at[mine], slab.at[mine], self.weights_loaded.at[self.wg]
             )
+
+    def weights(self) -> tuple[jax.Array, jax.Array]:
+        """This warpgroup's, once they have been fetched."""
+        plan = self.plan
         plgpu.barrier_wait(self.weights_loaded.at[self.wg])
         fragment, given = right_fragment(plan), left_as_given(plan)
-        right = fragment.load(pieces[0].reshape(*fragment.shape))
         pair = by_lanes(
             lambda w: w,
             functools.partial(pair_left, plan),
             [given],
             left_fragment(plan),
-            right.dtype,
+            self.left.dtype,
         )
-        return right, pair(given.load(pieces[1].reshape(*given.shape)))
+        left, right = (
+            slab.at[teams.share(slab, self.wg, plan.warpgroups)]
+            for slab in (self.left_slab, self.right_slab)
+        )
+        return (
+            fragment.load(right.reshape(*fragment.shape)),
+            pair(given.load(left.reshape(*given.shape))),
+        )
 
     def apply_right(self, turn: Any, weights: jax.Array) -> None:
         """factors[1] on a tile, from x in shared memory to h there."""
         plan = self.plan
         slot = jax.lax.rem(jnp.int32(turn), self.config.stages)
 
-        @pl.when(turn < self.mine)
+        @pl.when(turn < self.place.turns)
         def _() -> None:
             plgpu.barrier_wait(self.loaded_at(slot))
 
@@ -353,18 +367,23 @@ class Kernel:
         u, last = 1 + len(sixteens), view.ndim - 1
         order = (u, 0, *range(1, u), *range(u + 3, last), last, u + 1, u + 2)
         tile = fragment.load(view.transpose(order))
-        operands, args = [fragment, left_fragment(plan)], [tile, weights]
-        if self.bias is not None:
-            operands.append(bias_fragment(plan))
-            args.append(operands[-1].load(self.bias.at[self.wg]).astype(jnp.float32))
         multiply = by_lanes(
             functools.partial(left_values, plan),
             functools.partial(multiply_left, plan, weights.dtype),
-            operands,
+            [fragment, left_fragment(plan)],
             y_fragment(plan),
             jnp.float32,
         )
-        return activate(multiply(*args), self.activation).astype(weights.dtype)
+        found = multiply(tile, weights)
+        if self.bias is not None:
+            bias = bias_fragment(plan)
+            found = add_bias(
+                found,
+                y_fragment(plan),
+                bias.load(self.bias.at[self.wg]).astype(jnp.float32),
+                bias,
+            )
+        return activate(found, self.activation).astype(weights.dtype)
 
 
 def launch(
@@ -377,9 +396,9 @@ def launch(
     config: Config,
 ) -> jax.Array:
     """y (batch, n_out) of x (batch, n_in)."""
-    batch, g = x.shape[0], plan.warpgroups
+    batch, g, t = x.shape[0], plan.warpgroups, plan.teams
     num_tiles = pl.cdiv(batch, plan.rows)
-    config = dataclasses.replace(config, ctas=min(config.ctas, num_tiles))
+    ctas = min(config.ctas, pl.cdiv(num_tiles, t))
 
     def slab(*shape: int) -> Any:
         swizzle = plgpu.SwizzleTransform(2 * shape[-1])  # type: ignore[abstract]
@@ -387,61 +406,53 @@ def launch(
 
     lines_in = plan.n_in // (g * plan.width)
     lines_out = plan.n_out // (g * LINE)
-    weight_lines = [entries // LINE for entries in plan.weights]
     memory = plgpu.RefUnion(
         [
             # Eights of the rows apart: eight outputs of a block are 128 bytes.
-            plgpu.SMEM((2, 2, plan.blocks, plan.padded, 8), x.dtype),
-            slab(config.out_stages, g, plan.rows, lines_out, LINE),
+            plgpu.SMEM((t, 2, 2, plan.blocks, plan.padded, 8), x.dtype),
+            slab(t, config.out_stages, g, plan.rows, lines_out, LINE),
         ],
-        [slab(lines, LINE) for lines in weight_lines],
+        [slab(entries // LINE, LINE) for entries in plan.weights],
     )
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, phase = refs
+        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, begun, phase = refs
+        place = teams.place(plan, ctas, num_tiles)
         Kernel(
-            jax.lax.axis_index("cta"),
-            jax.lax.axis_index("wg"),
             plan,
             config,
             activation,
-            num_tiles,
+            place,
             x_ref,
             right_ref,
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            xs,
-            hs,
-            ys,
+            *(ref.at[place.team] for ref in (xs, hs, ys)),
             *slabs,
             loaded,
             weights_loaded,
-            phase,
+            begun,
+            phase.at[place.team],
         ).run()
 
     args = [right.reshape(-1, LINE), left.reshape(-1, LINE)]
     if bias is not None:
         args.append(bias.reshape(g, *bias_fragment(plan).shape))
-    y: jax.Array = plgpu.kernel(
+    run = teams.launch(
         body,
-        out_type=jax.ShapeDtypeStruct((batch, g, lines_out, LINE), x.dtype),
-        scratch_types=[
+        plan,
+        ctas,
+        jax.ShapeDtypeStruct((batch, g, lines_out, LINE), x.dtype),
+        [
             # Lines apart: eight rows of a column of 16 bytes are in different banks.
-            slab(config.stages, g, lines_in, plan.rows, plan.width),
+            slab(t, config.stages, g, lines_in, plan.rows, plan.width),
             memory,
-            plgpu.Barrier(num_barriers=g * config.stages),
+            plgpu.Barrier(num_barriers=t * g * config.stages),
             plgpu.Barrier(num_arrivals=2, num_barriers=g),
-            plgpu.Barrier(num_arrivals=g),
+            plgpu.Barrier(num_arrivals=t * g),
+            plgpu.Barrier(num_arrivals=g, num_barriers=t),
         ],
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            reduction_scratch_bytes=0,
-        ),
-        grid=(config.ctas,),
-        grid_names=("cta",),
-        num_threads=g,
-        thread_name="wg",
-    )(x.reshape(batch, g, lines_in, plan.width), *args)
+    )
+    y: jax.Array = run(x.reshape(batch, g, lines_in, plan.width), *args)
     return y.reshape(batch, plan.n_out)

@@ -8,14 +8,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+<<<<<<< HEAD
 from pallas_kernels.common import arguments
 from pallas_kernels.common.chips import H200
+=======
+from pallas_kernels.common import arguments
+>>>>>>> fused
 
 WARPS = 4  # Of a warpgroup.
 LINE = 64  # Entries of 16 bits in 128 bytes, the widest swizzle of TMA.
 DTYPES = ("bfloat16", "float16")
 _WEIGHTS = 128  # Entries of 16 bits that a thread keeps, in half as many registers.
-_REGISTERS = 128  # That a thread is taken to need, with those of the weights.
 _BARRIERS = 1024  # Bytes that they take at most, rounded up.
 _LARGEST = 64  # b and c of a factor; more would leave no registers for sums.
 
@@ -30,7 +33,8 @@ class Plan:
       inputs: c₁ of factors[1].
       outputs: b₀ of factors[0].
       axis: the feature axis of x.
-      warpgroups: of a CTA.
+      warpgroups: of a team, which takes tiles of its own. A CTA has as many teams as
+        make four warpgroups or three: so the compiler gives a thread 128 registers.
     """
 
     blocks: int
@@ -39,6 +43,11 @@ class Plan:
     outputs: int
     axis: Literal[0, -1]
     warpgroups: int
+
+    @property
+    def teams(self) -> int:
+        """Of a CTA."""
+        return 4 // self.warpgroups
 
     @property
     def rows(self) -> int:
@@ -127,17 +136,11 @@ class Plan:
         left, right = self.weights
         if self.axis == -1:
             y = out_stages * self.rows * self.n_out
-            entries = stages * slab + max(2 * 2 * h + y, left + right)
+            entries = max(self.teams * (2 * 2 * h + y), left + right)
         else:
-            entries = (stages - 1) * slab + max(slab, right) + max(h, left)
-        return 2 * entries + _BARRIERS
-
-    def ctas_of_multiprocessor(self, smem_bytes: int) -> int:
-        """CTAs that a multiprocessor takes at once."""
-        return min(
-            H200.smem_bytes // (smem_bytes + H200.cta_bytes),
-            H200.registers // (_REGISTERS * 128 * self.warpgroups),
-        )
+            stages -= 1
+            entries = max(self.teams * slab, right) + max(self.teams * h, left)
+        return 2 * (self.teams * stages * slab + entries) + _BARRIERS
 
 
 @functools.cache

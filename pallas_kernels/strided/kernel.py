@@ -31,15 +31,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-<<<<<<< HEAD
 from pallas_kernels.common import compat, registers
 from pallas_kernels.common.epilogue import Activation, activate
-=======
-from pallas_kernels.common import compat
-from pallas_kernels.common import registers
-from pallas_kernels.common.epilogue import Activation, activate
 from pallas_kernels.common.slabs import SWIZZLES, slab
->>>>>>> strided
 from pallas_kernels.strided import lanes
 from pallas_kernels.strided.arrays import Arrays
 from pallas_kernels.strided.plan import OUT_STAGES, WARPGROUPS, Plan

@@ -3,11 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-<<<<<<< HEAD
-from pallas_kernels.common.tiles import MAX_COPY, SMEM_BYTES, allocated
-=======
 from pallas_kernels.common.tiles import MAX_COPY, SMEM_BYTES, allocated, divisors
->>>>>>> strided
 
 WARPGROUPS = 2
 WARPS = 4 * WARPGROUPS  # Of a CTA.
