@@ -21,12 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
-<<<<<<< HEAD
-from pallas_kernels.common.epilogue import Activation, activate
-=======
 from pallas_kernels.common.epilogue import Activation, activate
 from pallas_kernels.fused import teams
->>>>>>> fused
 from pallas_kernels.fused.config import Config
 from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.last import right_fragment
@@ -349,21 +345,6 @@ class Kernel:
             self.loaded_at(slot),
         )
 
-<<<<<<< HEAD
-    def weights(self) -> tuple[jax.Array, jax.Array]:
-        """This warpgroup's, by way of memory that h and the last slab have later."""
-        plan = self.plan
-        for given, slab in ((self.right, self.right_slab), (self.left, self.left_slab)):
-            share = self.share(slab, self.wg, plan.warpgroups)
-            plgpu.copy_gmem_to_smem(
-                given.at[share], slab.at[share], self.weights_loaded
-            )
-        plgpu.barrier_wait(self.weights_loaded)
-        share = self.share(self.right_slab, self.wg, plan.warpgroups)
-        fragment, given = right_fragment(plan), left_as_given(plan)
-        right = fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
-        share = self.share(self.left_slab, self.group_outputs, plan.groups_outputs)
-=======
     def fetch_weights(self) -> None:
         """To memory that h and the last slab have later, a share by each warpgroup."""
         for at, (given, slab) in enumerate(
@@ -386,7 +367,6 @@ class Kernel:
         plan, given = self.plan, left_as_given(self.plan)
         plgpu.barrier_wait(self.weights_loaded.at[1])
         share = teams.share(self.left_slab, self.group_outputs, plan.groups_outputs)
->>>>>>> fused
         tile = given.load(self.left_slab.at[share].reshape(*given.shape))
 
         def pair(group: int) -> jax.Array:

@@ -20,12 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import registers
-<<<<<<< HEAD
-from pallas_kernels.common.epilogue import Activation, activate
-=======
 from pallas_kernels.common.epilogue import Activation, activate
 from pallas_kernels.fused import teams
->>>>>>> fused
 from pallas_kernels.fused.config import Config
 from pallas_kernels.fused.fragments import Fragment, add_bias, along, by_lanes, of_two
 from pallas_kernels.fused.plan import LINE, Plan
@@ -416,7 +412,9 @@ def launch(
     )
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, begun, phase = refs
+        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, begun, phase = (
+            refs
+        )
         place = teams.place(plan, ctas, num_tiles)
         Kernel(
             plan,

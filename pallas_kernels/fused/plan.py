@@ -8,12 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-<<<<<<< HEAD
 from pallas_kernels.common import arguments
-from pallas_kernels.common.chips import H200
-=======
-from pallas_kernels.common import arguments
->>>>>>> fused
 
 WARPS = 4  # Of a warpgroup.
 LINE = 64  # Entries of 16 bits in 128 bytes, the widest swizzle of TMA.
