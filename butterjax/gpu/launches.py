@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,19 +13,19 @@ from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain, Pattern
 from pallas_kernels import factor, fused, radix, strided
-from pallas_kernels.common import arguments, pieces
+from pallas_kernels.common import arguments, chip, compat, pieces
 from pallas_kernels.common.epilogue import Activation
 from pallas_kernels.factor.plan import embed
 
-# Blocks up to which neighbours are multiplied out, in the order of preference: larger
-# ones mean fewer launches, each of which reads and writes all features.
-_BLOCKS = (64, 32, 16)
+# Blocks up to which neighbours are multiplied out: larger ones mean fewer launches,
+# each of which reads and writes all features, and more products.
+_BLOCKS = (128, 64, 32, 16)
 
 _SMALL_BLOCK = 8
 
-# Neighbours along d of which whole rows can be taken; of more, features last, a block's
-# features are too far apart for TMA.
-_FEW_NEIGHBOURS = 12
+_MOST_TOGETHER = 2  # Factors of a launch, but for those of `radix`.
+
+_TRANSPOSE_SHARE = 0.8  # Of the rate of a copy, that XLA's transposes of blocks reach.
 
 Kernel = Literal["factor", "fused", "radix", "strided"]
 Config = factor.Config | fused.Config | radix.Config | strided.Config
@@ -40,6 +41,7 @@ class Launch:
         the order of the matrix product, one for each factor of the launch.
       chain: patterns of the factors that are launched.
       config: the kernel's configuration.
+      seconds: what it should take on an H200, and what XLA does for it.
       is_transposed: whether XLA transposes x before the launch and the result after it,
         so that the features of a block follow one another.
     """
@@ -48,6 +50,7 @@ class Launch:
     partition: tuple[int, ...]
     chain: Chain
     config: Config
+    seconds: float
     is_transposed: bool = False
 
     def __str__(self) -> str:
@@ -92,31 +95,66 @@ def plan_launches(
     """
     if batch < 1:
         raise ValueError(f"plan_launches: batch must be at least 1, got {batch}")
-    if _is_exact_and_small(patterns, dtype, precision):
+    return plan(
+        patterns,
+        Problem(
+            jnp.dtype(dtype),
+            batch,
+            axis,
+            jnp.dtype(dtype if out_dtype is None else out_dtype),
+            compat.canonicalize_precision(precision),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """What a launch is planned for, beside its factors."""
+
+    dtype: jnp.dtype
+    batch: int
+    axis: FeatureAxis
+    out_dtype: jnp.dtype  # Of the launch, that of x but for the last one.
+    precision: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of a kernel's `default_config`."""
+        return {
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "axis": self.axis,
+            "out_dtype": self.out_dtype,
+            "precision": self.precision,
+        }
+
+    def seconds(self, kernel: Any, shapes: Any, config: Any, **more: Any) -> float:
+        """What a kernel's launch should take."""
+        found: float = kernel.cost.predicted_seconds(
+            shapes, config, batch=self.batch, chip=chip.load(), **more
+        )
+        return found
+
+
+@functools.lru_cache(maxsize=1024)
+def plan(patterns: Chain, problem: Problem) -> tuple[Launch, ...]:
+    """The launches for a chain, remembered."""
+    if _is_exact_and_small(patterns, problem.dtype, problem.precision):
         try:
-            exact = radix.default_config(
-                patterns.shapes, dtype, batch, axis=axis, out_dtype=out_dtype
-            )
+            exact = radix.default_config(patterns.shapes, **problem.options)
         except NotImplementedError:
             pass  # Other kernels are as exact.
         else:
-            return (Launch("radix", (1,) * len(patterns), patterns, exact),)
-    launch_of = functools.partial(
-        _launch_of, dtype=jnp.dtype(dtype), batch=batch, axis=axis, precision=precision
-    )
-    result = jnp.dtype(dtype if out_dtype is None else out_dtype)
+            return (Launch("radix", (1,) * len(patterns), patterns, exact, math.nan),)
     plans, reasons = [], []
     for partition in partitions(patterns):
         try:
-            plans.append(_longest_runs(patterns, partition, launch_of, result))
+            plans.append(_cheapest(patterns, partition, problem))
         except NotImplementedError as error:
             reasons.append(error)
-        else:
-            if len(plans[-1]) == 1:
-                break  # No other way takes fewer.
     if not plans:
         raise reasons[-1]
-    return min(plans, key=len)
+    return min(plans, key=lambda plan: sum(launch.seconds for launch in plan))
 
 
 def apply_launches(
@@ -216,88 +254,121 @@ def _is_exact_and_small(
     return widest <= _SMALL_BLOCK and pieces.count(dtype, precision) == 3
 
 
-def _longest_runs(
-    patterns: Chain,
-    partition: tuple[int, ...],
-    launch_of: Callable[..., Launch],
-    out_dtype: jnp.dtype,
+def _cheapest(
+    patterns: Chain, partition: tuple[int, ...], problem: Problem
 ) -> tuple[Launch, ...]:
-    """Launches for one partition, each as long as a kernel takes."""
+    """Launches for one partition: of all ways to cut it, what should take least."""
     whole = patterns.fuse(partition)
-    made: list[Launch] = []
-    stop = len(whole)
-    while stop:
-        # The last launch, that of the first factors, makes the result.
-        for start in range(stop):
-            run = Chain(whole.patterns[start:stop])
+    inner = dataclasses.replace(problem, out_dtype=problem.dtype)
+    # Of the factors up to each index: seconds, and the launches.
+    best: list[tuple[float, tuple[Launch, ...]]] = [(0.0, ())]
+    reason: NotImplementedError | None = None
+    for stop in range(1, len(whole) + 1):
+        ways = []
+        for start in range(max(0, stop - _MOST_TOGETHER), stop):
+            run, lengths = Chain(whole.patterns[start:stop]), partition[start:stop]
             try:
-                launch = launch_of(
-                    run, partition[start:stop], out_dtype=None if start else out_dtype
-                )
-            except NotImplementedError:
-                if start == stop - 1:
-                    raise
+                launch = _launch_of(run, lengths, inner if start else problem)
+            except NotImplementedError as error:
+                reason = error
             else:
-                made.append(launch)
-                stop = start
-                break
-    return tuple(reversed(made))
+                before, launches = best[start]
+                ways.append((before + launch.seconds, (*launches, launch)))
+        if not ways:
+            assert reason is not None
+            raise reason
+        best.append(min(ways, key=lambda way: way[0]))
+    return best[-1][1]
 
 
-def _launch_of(
-    run: Chain,
-    partition: tuple[int, ...],
-    *,
-    dtype: jnp.dtype,
-    axis: FeatureAxis,
-    **kwargs: Any,
-) -> Launch:
+def _launch_of(run: Chain, partition: tuple[int, ...], problem: Problem) -> Launch:
     """The launch for factors that share one; raises if there is none."""
-    options = {"axis": axis, **kwargs}
+    # What is multiplied out is written, one launch for each product.
+    products = sum(
+        chip.load().moved_seconds(problem.dtype.itemsize * pattern.num_weights)
+        for pattern, length in zip(run, partition, strict=True)
+        if length > 1
+    )
+    options = problem.options
+    launch = functools.partial(Launch, partition=partition, chain=run)
     if len(run) > 1:
-        on_chip = fused.default_config(run.shapes, dtype, **options)
-        return Launch("fused", partition, run, on_chip)
+        config = fused.default_config(run.shapes, **options)
+        seconds = problem.seconds(
+            fused, run.shapes, config, axis=problem.axis, dtype=problem.dtype
+        )
+        return launch("fused", config=config, seconds=products + seconds)
     (pattern,) = run
-    if _is_merged(pattern, dtype, axis, options["out_dtype"]):
+    if _is_merged(pattern, problem):
         # Tensor cores have next to nothing to multiply, and zeros would be written
         # between weights. What `radix` does not take, of blocks too large for it or of
         # features that TMA cannot move, `factor` merges.
         try:
-            config = radix.default_config(run.shapes, dtype, **options)
-            return Launch("radix", partition, run, config)
+            small = radix.default_config(run.shapes, **options)
+            return launch("radix", config=small, seconds=products)
         except NotImplementedError:
             pass
-    if pattern.d > 1:
+    ways, reason = [], None
+    for way in (_in_place, _by_factor, _transposed):
         try:
-            in_place = strided.default_config(pattern.shape, dtype, **options)
-            return Launch("strided", partition, run, in_place)
-        except NotImplementedError:
-            pass
-    if axis == -1 and pattern.d > _FEW_NEIGHBOURS:
-        shape = (pattern.a * pattern.d, pattern.b, pattern.c, 1)
-        by_blocks = factor.default_config(shape, dtype, **options)
-        return Launch("factor", partition, run, by_blocks, is_transposed=True)
-    found = factor.default_config(run.shapes[0], dtype, **options)
-    return Launch("factor", partition, run, found)
+            found, seconds, is_transposed = way(pattern, problem)
+        except NotImplementedError as error:
+            reason = error
+            continue
+        ways.append(
+            launch(
+                "strided" if isinstance(found, strided.Config) else "factor",
+                config=found,
+                seconds=products + seconds,
+                is_transposed=is_transposed,
+            )
+        )
+    if not ways:
+        assert reason is not None
+        raise reason
+    return min(ways, key=lambda one: one.seconds)
 
 
-def _is_merged(
-    pattern: Pattern,
-    dtype: jnp.dtype,
-    axis: FeatureAxis,
-    out_dtype: jnp.dtype | None,
-) -> bool:
+def _in_place(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
+    config = strided.default_config(pattern.shape, **problem.options)
+    return config, problem.seconds(strided, pattern.shape, config), False
+
+
+def _by_factor(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
+    config = factor.default_config(pattern.shape, **problem.options)
+    more = {"axis": problem.axis, "precision": problem.precision}
+    seconds = problem.seconds(
+        factor, pattern.shape, config, dtype=problem.dtype, **more
+    )
+    return config, seconds, False
+
+
+def _transposed(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
+    """As blocks of d = 1, between two transposes by XLA."""
+    if problem.axis == 0 or pattern.d == 1:
+        raise NotImplementedError("there is nothing to transpose")
+    a, b, c, d = pattern.shape
+    apart = dataclasses.replace(pattern, a=a * d, d=1)
+    config, seconds, _ = _by_factor(apart, problem)
+    for features, dtype in ((a * c * d, problem.dtype), (a * b * d, problem.out_dtype)):
+        moved = 2 * problem.batch * features * dtype.itemsize
+        seconds += chip.load().moved_seconds(moved, _TRANSPOSE_SHARE)
+    return config, seconds, True
+
+
+def _is_merged(pattern: Pattern, problem: Problem) -> bool:
     """Whether `factor` would merge blocks, or take the pattern in no way."""
-    given, _ = arguments.check_dtypes("factor", dtype, out_dtype)
+    given, _ = arguments.check_dtypes("factor", problem.dtype, problem.out_dtype)
     try:
-        seen = embed(pattern.shape, feature_first=axis == 0, item_in=given.itemsize)
+        seen = embed(
+            pattern.shape, feature_first=problem.axis == 0, item_in=given.itemsize
+        )
     except NotImplementedError:
         return True
     return seen.merged_a * seen.merged_d > 1
 
 
 def partitions(patterns: Chain) -> tuple[tuple[int, ...], ...]:
-    """Ways to multiply out neighbours with small blocks, the best one first."""
+    """Ways to multiply out neighbours with small blocks."""
     return tuple(dict.fromkeys(collapse(patterns, size) for size in _BLOCKS))
 
 

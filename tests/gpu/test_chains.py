@@ -9,7 +9,6 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels.factor import Config
 from tests import gpu_interpreter, reference
 
 CHAIN = bj.Chain.monarch(256, 256)
@@ -17,14 +16,7 @@ KERNEL = "custom_vmap_call"
 butterfly = functools.partial(bj.butterfly, implementation="pallas")
 
 
-@pytest.fixture(autouse=True)
-def few_warpgroups(monkeypatch):
-    # With more of them than cores, the interpreter can run out of XLA's threads.
-    def small(shape, dtype, batch, *, axis, **_):
-        blocks = 8 if axis == -1 and shape[3] > 1 else 1
-        return Config(64, 32, 16, blocks, m_warps=1, stages=2, ctas=2)
-
-    monkeypatch.setattr("pallas_kernels.factor.default_config", small)
+pytestmark = pytest.mark.usefixtures("few_warpgroups")
 
 
 def draw():
