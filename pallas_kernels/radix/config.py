@@ -17,23 +17,20 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import arguments, tiles, tuned
-from pallas_kernels.common.chips import H200
+from pallas_kernels.common import arguments, chip, tiles, tuned
+from pallas_kernels.radix import cost
 from pallas_kernels.radix import plan as passes
 
 _ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
 _WARPGROUPS = (1, 2, 4)
 
 # Of a single factor.
-_TILE_BYTES = 32_768  # Most that is tried for x or y; more only means fewer stages.
+_TALL = (256, 128, 64, 32, 16)
+_TILE_BYTES = (32_768, 16_384)  # Of x or y that are tried, at most.
 _LEAST_BYTES = 4096  # Parts of which there are no tiles of so many are too small.
 _MAX_STAGES = 4
 _SPARE = 6144  # Bytes that allocations are rounded up by, barriers and the system.
-_INSTRUCTIONS = 3  # For each feature, to move it, and to convert it.
-_IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
-# Runs of fewer bytes than a line of the cache are read less well: from how many on, how
-# many times as long that takes.
-_NARROW = ((128, 1.0), (64, 1.15), (32, 1.4), (0, 2.0))
+_CHIP = chip.load()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class Config:
     warpgroups: int = 4
     stages: int = 1
     occupancy: int = 1
-    ctas: int = H200.multiprocessors
+    ctas: int = _CHIP.multiprocessors
     parts_a: int = 1
     parts_d: int = 1
 
@@ -116,7 +113,7 @@ def plan_for(
         itemsizes=(types[0].itemsize, types[1].itemsize),
         rows_last=axis == 0,
         smem_bytes=min(
-            tiles.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
+            tiles.SMEM_BYTES, _CHIP.smem_bytes // config.occupancy - _CHIP.system_bytes
         ),
     )
     # Shared memory has room for no more digits, which TMA moves at once.
@@ -193,7 +190,7 @@ def default_config(
     row = _vector_bytes(fixed, types)
     # A tile that leaves multiprocessors idle only if no other fits.
     by_rows = sorted(
-        _ROWS, key=lambda rows: rows > max(4, batch // H200.multiprocessors)
+        _ROWS, key=lambda rows: rows > max(4, batch // _CHIP.multiprocessors)
     )
     reasons = {}
     for (occupancy, warpgroups), rows in itertools.product(((2, 2), (1, 4)), by_rows):
@@ -203,7 +200,7 @@ def default_config(
             rows=rows,
             warpgroups=warpgroups,
             occupancy=occupancy,
-            ctas=H200.multiprocessors * occupancy,
+            ctas=_CHIP.multiprocessors * occupancy,
         )
         try:
             plan_for(fixed, types, config, axis)
@@ -224,7 +221,7 @@ def _of_one_factor(
     """The configuration that should take the least time, of a bounded set."""
     best: tuple[tuple[float, ...], Config] | None = None
     reason: NotImplementedError | None = None
-    for config in _candidates(shape, types):
+    for config in _candidates(shape, types, axis):
         try:
             seconds = predicted_seconds(shape, types, config, batch, axis)
         except NotImplementedError as error:
@@ -240,32 +237,66 @@ def _of_one_factor(
     return best[1]
 
 
+def _cuts_along_d(
+    d: int, types: tuple[jnp.dtype, jnp.dtype], axis: Literal[0, -1]
+) -> bool:
+    """Whether `plan_for` takes so many neighbours along d of more."""
+    return d > 1 and (axis == 0 or d * min(one.itemsize for one in types) % 16 == 0)
+
+
 def _candidates(
-    shape: passes.Shape, types: tuple[jnp.dtype, jnp.dtype]
+    shape: passes.Shape, types: tuple[jnp.dtype, jnp.dtype], axis: Literal[0, -1]
 ) -> Iterator[Config]:
-    """Configurations for one factor, with as many stages as there is room for."""
+    """Configurations for one factor: few, with as many stages as there is room for.
+
+    For tiles of so many rows and bytes the fewest parts; of as many, those along d,
+    whose weights follow one another.
+    """
     a, b, c, d = shape
-    for parts_a, parts_d in itertools.product(tiles.divisors(a), tiles.divisors(d)):
-        blocks = a // parts_a * (d // parts_d)
-        row_in, row_out = blocks * c * types[0].itemsize, blocks * b * types[1].itemsize
-        widest = max(row_in, row_out)
-        if parts_a * parts_d > 1 and _ROWS[0] * widest < _LEAST_BYTES:
-            continue
-        sizes = [rows for rows in _ROWS if rows * widest <= _TILE_BYTES] or [_ROWS[-1]]
-        for rows, occupancy, warpgroups in itertools.product(
-            sizes, (1, 2), _WARPGROUPS
-        ):
-            room = H200.smem_bytes // occupancy - _SPARE - rows * row_out
-            stages = min(_MAX_STAGES, room // max(1024, rows * row_in))
-            yield Config(
-                rows=rows,
-                warpgroups=warpgroups,
-                stages=max(1, stages),
-                occupancy=occupancy,
-                ctas=H200.multiprocessors * occupancy,
-                parts_a=parts_a,
-                parts_d=parts_d,
+    all_parts = sorted(
+        (
+            (parts_a, parts_d)
+            for parts_a in tiles.divisors(a)
+            for parts_d in tiles.divisors(d)
+            if parts_d == 1 or _cuts_along_d(d // parts_d, types, axis)
+        ),
+        key=lambda parts: (math.prod(parts), -parts[1]),
+    )
+    found = set()
+    for rows, most in itertools.product(_TALL, _TILE_BYTES):
+        for parts_a, parts_d in all_parts:
+            blocks = a // parts_a * (d // parts_d)
+            row_in = blocks * c * types[0].itemsize
+            row_out = blocks * b * types[1].itemsize
+            least = min(_LEAST_BYTES, _ROWS[0] * a * max(b, c) * d)
+            if least <= rows * max(row_in, row_out) <= most:
+                found.add((rows, parts_a, parts_d, row_in, row_out))
+                break
+    if not found:  # Of so many features even the smallest tile is large.
+        found.add(
+            (
+                _ROWS[-1],
+                1,
+                1,
+                a * c * d * types[0].itemsize,
+                a * b * d * types[1].itemsize,
             )
+        )
+    for one, occupancy, warpgroups in itertools.product(
+        sorted(found), (2, 1), _WARPGROUPS
+    ):
+        rows, parts_a, parts_d, row_in, row_out = one
+        room = _CHIP.smem_bytes // occupancy - _SPARE - rows * row_out
+        stages = min(_MAX_STAGES, room // max(1024, rows * row_in))
+        yield Config(
+            rows=rows,
+            warpgroups=warpgroups,
+            stages=max(1, stages),
+            occupancy=occupancy,
+            ctas=_CHIP.multiprocessors * occupancy,
+            parts_a=parts_a,
+            parts_d=parts_d,
+        )
 
 
 def predicted_seconds(
@@ -275,7 +306,7 @@ def predicted_seconds(
     batch: int,
     axis: Literal[0, -1],
 ) -> float:
-    """What one factor is predicted to take; nothing has been timed.
+    """What one factor is predicted to take.
 
     Args:
       shape: its pattern (a, b, c, d).
@@ -287,27 +318,16 @@ def predicted_seconds(
     Raises:
       NotImplementedError: if the configuration does not fit.
     """
-    found = plan_for((shape,), types, config, axis)
-    (step,) = found.steps
-    part = _part((shape,), config)
-    a, b, c, d = part
-    run = config.rows if axis == 0 else d if config.parts_d > 1 else a * c * d
-    narrow = next(more for size, more in _NARROW if run * types[0].itemsize >= size)
-    moved = config.rows * _vector_bytes((part,), types)
-    at_once = H200.multiprocessors * config.occupancy
-    hbm = narrow * moved * at_once / H200.hbm
-    features = a * (b + c) * d
-    issued = config.rows * (_INSTRUCTIONS * features + math.prod(part))
-    clocks = max(step.wavefronts + moved / 128, issued / 128)
-    busy = config.occupancy * clocks / H200.clock
-    tile = max(hbm, busy) + 2 * H200.meet_seconds / config.occupancy
-    if not found.keeps_weights:  # Each turn waits for its weights.
-        tile += math.prod(step.turns[1:]) * H200.load_seconds / config.occupancy
-    in_flight = config.occupancy * (config.stages - 1) * found.tiles[0].num_bytes
-    tile += hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
-    rounds = -(-config.tiles(batch) // config.teams(batch))
-    waves = -(-config.teams(batch) * config.parts // at_once)
-    return H200.load_seconds + waves * rounds * tile
+    asked = cost.usage(
+        plan_for((shape,), types, config, axis),
+        types=types,
+        batch=batch,
+        stages=config.stages,
+        ctas=config.teams(batch),
+        parts=config.parts,
+        per_multiprocessor=config.occupancy,
+    )
+    return _CHIP.seconds(asked)
 
 
 def _vector_bytes(
