@@ -7,8 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import arguments
-from pallas_kernels.common import chip
+from pallas_kernels.common import arguments, chip
 from pallas_kernels.common.tiles import SMEM_BYTES
 from pallas_kernels.fused.plan import Plan, plan
 
