@@ -304,7 +304,10 @@ def _launch_of(run: Chain, partition: tuple[int, ...], problem: Problem) -> Laun
         # features that TMA cannot move, `factor` merges.
         try:
             small = radix.default_config(run.shapes, **options)
-            return launch("radix", config=small, seconds=products)
+            seconds = problem.seconds(
+                radix, run.shapes, small, axis=problem.axis, dtype=problem.dtype
+            )
+            return launch("radix", config=small, seconds=products + seconds)
         except NotImplementedError:
             pass
     ways, reason = [], None

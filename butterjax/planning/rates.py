@@ -4,7 +4,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from pallas_kernels.common.chips import H200
+from pallas_kernels.common import chip
+
+_H200 = chip.load("NVIDIA H200")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Rates:
 # Assumed: no row of this project holds them yet.
 ASSUMED = (
     Rates(
-        device=H200.name,
-        copy_rate=H200.hbm,
+        device=_H200.device,
+        copy_rate=_H200.hbm,
         matmul_rates={
-            "bfloat16": H200.matmul,
-            "float16": H200.matmul,
-            "float32": H200.matmul / 2,
+            "bfloat16": _H200.wgmma,
+            "float16": _H200.wgmma,
+            "float32": _H200.wgmma / 2,
         },
         launch_seconds=3e-6,
         runs_kernels=True,

@@ -21,9 +21,9 @@ class Usage:
       l2_bytes: that multiprocessors read from L2 and write to it, in whole sectors of
         32 bytes; what comes from device memory is among them. Of what a cluster shares
         by multicast, one copy.
-      runs: (bytes, how many) of what TMA copies move, in and out: a run is what lies
-        side by side both in global and in shared memory, so at most the swizzle's
-        width. Runs of more than 128 bytes count as runs of 128.
+      runs: (bytes, how many) of what TMA copies move, in and out: a run is what the
+        innermost axis of a copy's box has. Runs of more than 128 bytes count as runs of
+        128.
       lines: times that a warp's load or store of global memory, or cp.async, touches a
         line of 128 bytes, by threads rather than TMA: at best one for each line.
       wavefronts: of shared memory, by threads and by wgmma: 128 bytes each where no

@@ -19,7 +19,7 @@ _WEIGHTS_IN_L2 = 16 * 2**20
 _WGMMA_FROM = 128 * 128  # Entries of a block; below, the products take little time.
 _ROWS = (64, 128, 256)
 _MANY = 128 * 132  # Vectors of which all multiprocessors have a tile.
-_CLUSTERS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2), (2, 4))
+_CLUSTERS = ((1, 1), (2, 1), (4, 1), (4, 2))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,8 +63,10 @@ def best_config(
             continue
         for filled in _filled(plan, chip):
             seconds = cost.seconds(filled, chip)
-            # Of those as fast, the one with fewer threads and registers.
-            key = (seconds, filled.config.warpgroups, filled.registers)
+            # To fetch nothing meanwhile is the last resort; of those as fast, the one
+            # with fewer threads and registers.
+            idles = not filled.ahead and filled.config.ctas <= chip.multiprocessors
+            key = (idles, seconds, filled.config.warpgroups, filled.registers)
             if best is None or key < best[0]:
                 best = (key, filled.config)
     if best is None:
@@ -86,11 +88,9 @@ def _filled(plan: Tiling, chip: chips.Chip) -> Iterator[Tiling]:
             return
         stages = min(config.stages + more, _MAX_STAGES)
         ctas = chip.resident(config.cluster_size, together) * config.cluster_size
-        filled = dataclasses.replace(
+        yield dataclasses.replace(
             plan, config=dataclasses.replace(config, stages=stages, ctas=ctas)
         )
-        if filled.ahead or together > 1:  # Something is fetched meanwhile.
-            yield filled
 
 
 def _for_mma(
@@ -105,7 +105,7 @@ def _for_mma(
     lines = 128 // item_in, 128 // item_out  # Entries of a run of a whole line.
     if feature_first or blocks > 1:
         lines = (16, 16)
-    depths = _parts(factor.c, (16, lines[0]), 128 if blocks == 1 else 64)
+    depths = _parts(factor.c, (16, lines[0]), 128 if blocks == 1 else 32)
     # Sums of all blocks have to find room.
     most = min(192, max(16, 2 * 128 * _MAX_SUMS // (_ROWS[0] * blocks) // 16 * 16))
     features = _parts(factor.b, (16, lines[1]), most)

@@ -7,8 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import arguments
-from pallas_kernels.common.chips import H200
+from pallas_kernels.common import arguments, chip
 from pallas_kernels.common.tiles import SMEM_BYTES
 from pallas_kernels.fused.plan import Plan, plan
 
@@ -65,7 +64,7 @@ def default_config(
     found = plan(tuple(shapes), jnp.dtype(dtype), out_dtype, axis)
     check_batch(found, batch)
     for stages, out_stages in ((3, 2), (2, 2), (2, 1)) if axis == -1 else ((2, 0),):
-        config = Config(stages, out_stages, H200.multiprocessors)
+        config = Config(stages, out_stages, chip.load().multiprocessors)
         if found.smem_bytes(stages, out_stages) <= SMEM_BYTES:
             break
     check(found, config)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.common import arguments, compat
 from pallas_kernels.common.epilogue import Activation
-from pallas_kernels.radix.config import Config, default_config, plan_for
+from pallas_kernels.radix.config import Config, plan_for
 from pallas_kernels.radix.kernel import by_unit, launch
+from pallas_kernels.radix.search import default_config
 
 __all__ = ["Config", "default_config", "radix"]
 

@@ -1,39 +1,16 @@
-"""How the radix kernel is laid out on the chip, and which layout is taken.
-
-A chain takes the largest tile that fits. A single factor is as many independent ones,
-its *parts*: blocks that follow one another along a, or along d. A CTA takes one part of
-all vectors, so that its weights stay in registers, and tiles are as large as wanted,
-whatever the number of features. Of these the configuration is taken that a model of the
-chip has as the fastest, from bytes and wavefronts; nothing here has been timed.
-"""
+"""How the radix kernel is laid out on the chip."""
 
 import dataclasses
-import functools
-import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import arguments, tiles, tuned
-from pallas_kernels.common.chips import H200
+from pallas_kernels.common import chip, tiles
 from pallas_kernels.radix import plan as passes
 
-_ROWS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4)
 _WARPGROUPS = (1, 2, 4)
-
-# Of a single factor.
-_TILE_BYTES = 32_768  # Most that is tried for x or y; more only means fewer stages.
-_LEAST_BYTES = 4096  # Parts of which there are no tiles of so many are too small.
-_MAX_STAGES = 4
-_SPARE = 6144  # Bytes that allocations are rounded up by, barriers and the system.
-_INSTRUCTIONS = 3  # For each feature, to move it, and to convert it.
-_IN_FLIGHT = 32_768  # Bytes of x per multiprocessor that hide HBM's latency.
-# Runs of fewer bytes than a line of the cache are read less well: from how many on, how
-# many times as long that takes.
-_NARROW = ((128, 1.0), (64, 1.15), (32, 1.4), (0, 2.0))
+_CHIP = chip.load()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +32,7 @@ class Config:
     warpgroups: int = 4
     stages: int = 1
     occupancy: int = 1
-    ctas: int = H200.multiprocessors
+    ctas: int = _CHIP.multiprocessors
     parts_a: int = 1
     parts_d: int = 1
 
@@ -105,7 +82,7 @@ def plan_for(
       NotImplementedError: if that does not fit; the message says why.
     """
     if config.parts > 1:
-        shapes = (_part(shapes, config),)
+        shapes = (part(shapes, config),)
     if config.parts_d > 1:
         _check_cut_along_d(shapes[0][3], types, config, axis)
     found = passes.plan(
@@ -116,7 +93,7 @@ def plan_for(
         itemsizes=(types[0].itemsize, types[1].itemsize),
         rows_last=axis == 0,
         smem_bytes=min(
-            tiles.SMEM_BYTES, H200.smem_bytes // config.occupancy - H200.cta_bytes
+            tiles.SMEM_BYTES, _CHIP.smem_bytes // config.occupancy - _CHIP.system_bytes
         ),
     )
     # Shared memory has room for no more digits, which TMA moves at once.
@@ -141,7 +118,7 @@ def _check_cut_along_d(
         )
 
 
-def _part(shapes: Sequence[passes.Shape], config: Config) -> passes.Shape:
+def part(shapes: Sequence[passes.Shape], config: Config) -> passes.Shape:
     """The pattern of a part."""
     a, b, c, d = shapes[0]
     if len(shapes) > 1 or a % config.parts_a or d % config.parts_d:
@@ -151,169 +128,3 @@ def _part(shapes: Sequence[passes.Shape], config: Config) -> passes.Shape:
             f"{[*shapes]}"
         )
     return (a // config.parts_a, b, c, d // config.parts_d)
-
-
-@tuned.before_rule("radix", Config)
-def default_config(
-    shapes: Sequence[Sequence[int]],
-    dtype: jax.typing.DTypeLike,
-    batch: int,
-    *,
-    axis: Literal[0, -1] = -1,
-    out_dtype: jax.typing.DTypeLike | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> Config:
-    """A configuration that fits the chip, by rule where none was measured to be best.
-
-    For several factors every tile loads all weights anew, so the largest tile comes
-    first, but one that leaves work for all multiprocessors. Two CTAs of two warpgroups,
-    of which one computes while the other waits, come before one of four where weights
-    are less than a quarter of what goes through the L2 cache. For a single factor it is
-    what `predicted_seconds` has as the fastest.
-
-    Args:
-      shapes: patterns (a, b, c, d), in the order of the matrix product.
-      dtype: of x and the factors.
-      batch: vectors in x.
-      axis: the feature axis of x.
-      out_dtype: of the result; None for that of x.
-      precision: as in `radix`.
-      device: whose measurements count; see `pallas_kernels.tuned.lookup`.
-
-    Raises:
-      NotImplementedError: if no configuration fits the chain; the message says why
-        the smallest one does not.
-    """
-    del precision
-    types = arguments.check_dtypes("radix", dtype, out_dtype)
-    fixed = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in shapes)
-    if len(fixed) == 1:
-        return _of_one_factor(fixed[0], types, batch, axis)
-    weights = types[0].itemsize * sum(math.prod(shape) for shape in fixed)
-    row = _vector_bytes(fixed, types)
-    # A tile that leaves multiprocessors idle only if no other fits.
-    by_rows = sorted(
-        _ROWS, key=lambda rows: rows > max(4, batch // H200.multiprocessors)
-    )
-    reasons = {}
-    for (occupancy, warpgroups), rows in itertools.product(((2, 2), (1, 4)), by_rows):
-        if occupancy > 1 and 4 * weights > rows * row:
-            continue
-        config = Config(
-            rows=rows,
-            warpgroups=warpgroups,
-            occupancy=occupancy,
-            ctas=H200.multiprocessors * occupancy,
-        )
-        try:
-            plan_for(fixed, types, config, axis)
-        except NotImplementedError as error:
-            reasons[rows] = error
-            continue
-        return config
-    raise reasons[min(reasons)]
-
-
-@functools.lru_cache(maxsize=256)
-def _of_one_factor(
-    shape: passes.Shape,
-    types: tuple[jnp.dtype, jnp.dtype],
-    batch: int,
-    axis: Literal[0, -1],
-) -> Config:
-    """The configuration that should take the least time, of a bounded set."""
-    best: tuple[tuple[float, ...], Config] | None = None
-    reason: NotImplementedError | None = None
-    for config in _candidates(shape, types):
-        try:
-            seconds = predicted_seconds(shape, types, config, batch, axis)
-        except NotImplementedError as error:
-            reason = error
-            continue
-        # Of those as fast, the one with fewer threads and a smaller tile.
-        key = (seconds, config.warpgroups * config.occupancy, config.rows)
-        if best is None or key < best[0]:
-            best = key, config
-    if best is None:
-        assert reason is not None
-        raise reason
-    return best[1]
-
-
-def _candidates(
-    shape: passes.Shape, types: tuple[jnp.dtype, jnp.dtype]
-) -> Iterator[Config]:
-    """Configurations for one factor, with as many stages as there is room for."""
-    a, b, c, d = shape
-    for parts_a, parts_d in itertools.product(tiles.divisors(a), tiles.divisors(d)):
-        blocks = a // parts_a * (d // parts_d)
-        row_in, row_out = blocks * c * types[0].itemsize, blocks * b * types[1].itemsize
-        widest = max(row_in, row_out)
-        if parts_a * parts_d > 1 and _ROWS[0] * widest < _LEAST_BYTES:
-            continue
-        sizes = [rows for rows in _ROWS if rows * widest <= _TILE_BYTES] or [_ROWS[-1]]
-        for rows, occupancy, warpgroups in itertools.product(
-            sizes, (1, 2), _WARPGROUPS
-        ):
-            room = H200.smem_bytes // occupancy - _SPARE - rows * row_out
-            stages = min(_MAX_STAGES, room // max(1024, rows * row_in))
-            yield Config(
-                rows=rows,
-                warpgroups=warpgroups,
-                stages=max(1, stages),
-                occupancy=occupancy,
-                ctas=H200.multiprocessors * occupancy,
-                parts_a=parts_a,
-                parts_d=parts_d,
-            )
-
-
-def predicted_seconds(
-    shape: passes.Shape,
-    types: tuple[jnp.dtype, jnp.dtype],
-    config: Config,
-    batch: int,
-    axis: Literal[0, -1],
-) -> float:
-    """What one factor is predicted to take; nothing has been timed.
-
-    Args:
-      shape: its pattern (a, b, c, d).
-      types: of x and of the result.
-      config: the configuration.
-      batch: vectors in x.
-      axis: the feature axis of x.
-
-    Raises:
-      NotImplementedError: if the configuration does not fit.
-    """
-    found = plan_for((shape,), types, config, axis)
-    (step,) = found.steps
-    part = _part((shape,), config)
-    a, b, c, d = part
-    run = config.rows if axis == 0 else d if config.parts_d > 1 else a * c * d
-    narrow = next(more for size, more in _NARROW if run * types[0].itemsize >= size)
-    moved = config.rows * _vector_bytes((part,), types)
-    at_once = H200.multiprocessors * config.occupancy
-    hbm = narrow * moved * at_once / H200.hbm
-    features = a * (b + c) * d
-    issued = config.rows * (_INSTRUCTIONS * features + math.prod(part))
-    clocks = max(step.wavefronts + moved / 128, issued / 128)
-    busy = config.occupancy * clocks / H200.clock
-    tile = max(hbm, busy) + 2 * H200.meet_seconds / config.occupancy
-    if not found.keeps_weights:  # Each turn waits for its weights.
-        tile += math.prod(step.turns[1:]) * H200.load_seconds / config.occupancy
-    in_flight = config.occupancy * (config.stages - 1) * found.tiles[0].num_bytes
-    tile += hbm * max(0.0, _IN_FLIGHT / max(in_flight, 1024) - 1)
-    rounds = -(-config.tiles(batch) // config.teams(batch))
-    waves = -(-config.teams(batch) * config.parts // at_once)
-    return H200.load_seconds + waves * rounds * tile
-
-
-def _vector_bytes(
-    shapes: Sequence[passes.Shape], types: tuple[jnp.dtype, jnp.dtype]
-) -> int:
-    """Bytes of a vector of x and one of the result."""
-    n_in = math.prod(shapes[-1]) // shapes[-1][1]
-    n_out = math.prod(shapes[0]) // shapes[0][2]
-    return n_in * types[0].itemsize + n_out * types[1].itemsize

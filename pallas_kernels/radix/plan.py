@@ -23,11 +23,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from pallas_kernels.common.tiles import MAX_COPY, SMEM_ALIGNMENT, allocated
 
 MAX_FEATURES = 16  # Of a unit, in the registers of a thread.
 MAX_WEIGHTS = 64  # The same.
-_MAX_CUTS = 8  # Ways to cut a chain that are looked at closely.
+_MAX_CUTS = 2  # Ways to cut a chain that are looked at closely.
 _TMA_BYTES = 16  # The innermost extent of a TMA copy is a multiple of this.
 _VECTOR_BYTES = 16  # That one load of a thread takes at most.
 _TMA_ALIGNMENT = 128  # Of where it writes to in shared memory.
@@ -492,7 +494,7 @@ def _deal(
     writes: Access,
     source: Tile,
     target: Tile,
-    weights: Callable[[Lanes], int],
+    weights: Callable[[np.ndarray], np.ndarray],
     warpgroups: int,
     *,
     is_alone: bool,
@@ -503,9 +505,17 @@ def _deal(
     but one unit.
     """
     sizes = (source.rows, *reads.units)
-    read, write = _mover(work.c, reads, source), _mover(work.b, writes, target)
-    best: tuple[int, Threads] | None = None
-    for lanes in _splits(32, sizes):
+    ways, places = _lanes(sizes)
+    moves = _moves(work.c, reads, source, places) + _moves(
+        work.b, writes, target, places
+    )
+    loads = weights(places)
+    total = math.prod(sizes) // 32
+    best: tuple[float, int, Threads] | None = None
+    for way in np.argsort(moves, kind="stable").tolist():
+        if best is not None and total * moves[way] > best[0]:
+            break  # Weights come on top.
+        lanes = ways[way]
         left = [size // n for size, n in zip(sizes, lanes, strict=True)]
         # A weight serves all rows of a thread, so rows are split last.
         warps = _spread(4, left)
@@ -513,21 +523,31 @@ def _deal(
         if warps is None or groups is None:
             continue
         rows_of_thread = left[0]
-        per_thread = rows_of_thread * (read(lanes) + write(lanes))
+        cost = int(moves[way]) * total
         if not is_alone or any(n > 1 for n in left[1:]):
-            per_thread += weights(lanes)
-        warps_of_tile = math.prod(sizes) // (32 * rows_of_thread)
-        cost = per_thread * warps_of_tile
-        if best is None or cost < best[0]:
+            cost += int(loads[way]) * total // rows_of_thread
+        if best is None or (cost, way) < best[:2]:
             held = math.gcd(rows_of_thread, max(1, 16 // work.widest))
-            best = cost, Threads(lanes, warps, groups, held)
+            best = cost, way, Threads(lanes, warps, groups, held)
     if best is None:
         raise NotImplementedError(
             f"radix: {128 * warpgroups} threads cannot share {source.rows} rows of "
             f"{'·'.join(map(str, reads.units)) or '1'} blocks evenly; try more rows or "
             "fewer warpgroups"
         )
-    return best[1], best[0]
+    return best[2], int(best[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _lanes(sizes: tuple[int, ...]) -> tuple[tuple[Lanes, ...], np.ndarray]:
+    """Ways to deal 32 lanes out over axes, and where each of them is: (ways, 32, axes).
+
+    Lanes are numbered with the last axis fastest.
+    """
+    ways = _splits(32, sizes)
+    counts = np.array(ways, np.int64).reshape(-1, 1, len(sizes))
+    later = np.cumprod(counts[..., ::-1], axis=-1)[..., ::-1] // counts
+    return ways, np.arange(32)[:, None] // later % counts
 
 
 @functools.lru_cache(maxsize=4096)
@@ -554,19 +574,14 @@ def _spread(count: int, left: list[int]) -> tuple[int, ...] | None:
     return tuple(taken) if count == 1 else None
 
 
-def _mover(features: int, access: Access, tile: Tile) -> Callable[[Lanes], int]:
+def _moves(features: int, access: Access, tile: Tile, places: np.ndarray) -> np.ndarray:
     """Wavefronts of one warp that moves a row of each of its units, by its lanes."""
     rows, *digits = tile.strides
     outer, middle = len(access.outer), len(access.middle)
     strides = (rows, *digits[:outer], *digits[outer + middle :])
     width = access.vector * tile.itemsize
     times = features // access.vector * max(1, width // 16)
-
-    def moves(lanes: Lanes) -> int:
-        taken = tuple(pair for pair in zip(lanes, strides, strict=True) if pair[0] > 1)
-        return times * wavefronts(taken, min(width, 16))
-
-    return moves
+    return times * wavefronts(places @ np.array(strides), min(width, 16))
 
 
 def load_vector(count: int, itemsize: int) -> int:
@@ -574,58 +589,53 @@ def load_vector(count: int, itemsize: int) -> int:
     return math.gcd(count, _VECTOR_BYTES // itemsize)
 
 
-def _weights(work: Pass, access: Access, itemsize: int) -> Callable[[Lanes], int]:
+def _weights(
+    work: Pass, access: Access, itemsize: int
+) -> Callable[[np.ndarray], np.ndarray]:
     """Clocks for which a warp loads the weights of its units, by its lanes.
 
     They come through the cache that shared memory is a part of; it is taken to have the
     same banks.
     """
 
-    def clocks(lanes: Lanes) -> int:
-        total = 0
-        for shape in work.factors:
+    def clocks(places: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(places), np.int64)
+        for shape, times in collections.Counter(work.factors).items():
             count = math.prod(shape)
             digits = (*access.outer, count, *access.inner)
             strides = [itemsize * math.prod(digits[i:]) for i in range(1, len(digits))]
             strides.append(itemsize)
             del strides[len(access.outer)]
             vector = 1 if access.inner else load_vector(count, itemsize)
-            along = zip(lanes[1:], strides, strict=True)
-            taken = ((lanes[0], 0), *along)
+            addresses = places @ np.array([0, *strides])
             total += (
-                count
-                // vector
-                * wavefronts(
-                    tuple(pair for pair in taken if pair[0] > 1), vector * itemsize
-                )
+                times * (count // vector) * wavefronts(addresses, vector * itemsize)
             )
         return total
 
     return clocks
 
 
-@functools.lru_cache(maxsize=65536)
-def wavefronts(lanes: tuple[tuple[int, int], ...], width: int) -> int:
-    """Clocks that shared memory takes for one access of a warp.
+def wavefronts(addresses: np.ndarray, width: int) -> np.ndarray:
+    """Clocks that shared memory takes for accesses of a warp.
 
     Args:
-      lanes: along each axis, how many lanes there are, 32 in all, and the bytes from
-        one to the next; lanes are numbered with the last axis fastest.
+      addresses: bytes, (accesses, 32): of each lane.
       width: bytes that each lane accesses: up to 16.
 
     Returns:
-      1 if no two lanes want different words of a bank and all together no more than
-      128 bytes; lanes that access more are served in as many parts.
+      (accesses,): 1 if no two lanes want different words of a bank and all together no
+      more than 128 bytes; lanes that access more are served in as many parts.
     """
-    starts = [0]
-    for count, stride in lanes:
-        starts = [start + i * stride for start in starts for i in range(count)]
-    words_each = max(1, width // _BANK_BYTES)
-    together = 32 // words_each
-    total = 0
-    for part in range(0, 32, together):
-        first = {start // _BANK_BYTES for start in starts[part : part + together]}
-        # Aligned vectors are the same or apart, so their first words tell them.
-        banks = collections.Counter(word % _BANKS for word in first)
-        total += max(banks.values())
-    return total
+    if not len(addresses):
+        return np.zeros(0, np.int64)
+    together = 32 // max(1, width // _BANK_BYTES)
+    # Aligned vectors are the same or apart, so their first words tell them.
+    words = np.sort(addresses.reshape(-1, together) // _BANK_BYTES, axis=1)
+    fresh = np.ones(words.shape)
+    fresh[:, 1:] = words[:, 1:] != words[:, :-1]
+    banks = np.arange(len(words))[:, None] * _BANKS + words % _BANKS
+    counts = np.bincount(banks.ravel(), fresh.ravel(), len(words) * _BANKS)
+    most = counts.reshape(len(addresses), -1, _BANKS).max(axis=2)
+    clocks: np.ndarray = most.sum(axis=1).astype(np.int64)
+    return clocks

@@ -103,7 +103,10 @@ def test_rows_begin_at_whole_vectors(shapes, rows, rows_last):
     ],
 )
 def test_bank_conflicts(lanes, width, clocks):
-    assert passes.wavefronts(lanes, width) == clocks
+    """Lanes along each axis, and the bytes from one to the next."""
+    places = np.indices([count for count, _ in lanes]).reshape(len(lanes), -1)
+    addresses = np.array([stride for _, stride in lanes]) @ places
+    assert passes.wavefronts(np.stack([addresses] * 2), width).tolist() == [clocks] * 2
 
 
 def test_radix_2_has_no_conflict_with_features_last():

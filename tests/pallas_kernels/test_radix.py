@@ -11,9 +11,9 @@ import pytest
 
 import butterjax as bj
 from butterjax.numerics import tolerance
-from pallas_kernels.common import chips
-from pallas_kernels.radix import Config, default_config, radix
-from pallas_kernels.radix import config as radix_config
+from pallas_kernels.common import chip
+from pallas_kernels.radix import Config, cost, default_config, radix
+from pallas_kernels.radix.config import plan_for
 from tests import gpu_interpreter, reference
 from tests.alignment import check_alignment
 
@@ -362,13 +362,20 @@ def test_one_factor_of_any_size_stays_near_the_floor(shape, dtype, axis):
     a, b, c, d = shape
     for batch in (8, 4096, 25_088):
         config = default_config([shape], dtype, batch, axis=axis)
-        plan = radix_config.plan_for((shape,), types, config, axis)
+        plan = plan_for((shape,), types, config, axis)
         assert plan.keeps_weights or batch == 8
         assert plan.smem_bytes(config.stages) <= 232_448 // config.occupancy
         if batch == 25_088 and a * c * d >= 1024:
-            seconds = radix_config.predicted_seconds(shape, types, config, batch, axis)
-            floor = batch * a * (b + c) * d * types[0].itemsize / chips.H200.hbm
-            assert floor < seconds < 1.35 * floor
+            h200 = chip.load()
+            seconds = cost.seconds(plan, types, config, batch, h200)
+            floor = batch * a * (b + c) * d * types[0].itemsize / h200.hbm
+            assert floor < seconds
+            # Launching and the first fetch apart. With features last, TMA's boxes have
+            # a unit's own features innermost: where these are but 16 bytes, it binds.
+            spent = seconds - h200.before(cost.usage(plan, types, config, batch))
+            innermost = config.rows if axis == 0 else plan.tiles[0].digits[-1]
+            run = innermost * types[0].itemsize
+            assert spent < (1.35 if run >= 64 else 2.0 if run >= 32 else 3.0) * floor
 
 
 @pytest.mark.parametrize(
