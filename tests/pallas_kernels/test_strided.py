@@ -140,7 +140,7 @@ def test_lanes(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 100, 25_088])
-def test_every_tile_is_taken_once(shape, batch):
+def test_tiles_are_taken_once_and_aligned(shape, batch):
     """By the arithmetic of runs: groups · tiles over walkers; and all of d."""
     found = plan(shape, batch, default_config(shape, "bfloat16", batch))
     a, _, _, d = shape
@@ -149,6 +149,10 @@ def test_every_tile_is_taken_once(shape, batch):
     ctas = found.walkers * found.abreast * found.config.cluster
     assert ctas <= found.config.ctas
     assert found.rows == GROUP * found.row_groups
+    # TMA writes to multiples of 128 bytes, what a CTA of a cluster fetches too.
+    _, pitch, line = found.slot_in
+    assert 2 * found.rows // found.config.cluster * pitch * line % 128 == 0
+    assert 2 * math.prod(found.slot_out) % 128 == 0
 
 
 @pytest.mark.parametrize(
