@@ -80,39 +80,6 @@ def scalar(array: Any) -> Any:
     return register
 
 
-THREAD = plgpu.Layout.WG_STRIDED((128,), vec_size=1)
-
-
-def thread() -> jax.Array:
-    """Each thread's number in the CTA, of layout `THREAD`, for `kept`.
-
-    Compilers do not know that it is always the same. So what is computed from it, say
-    addresses for a loop, takes no registers before.
-    """
-
-    @by_lanes(
-        lambda: jnp.zeros(128, jnp.int32),
-        arg_types=(),
-        return_type=kept_type(1, jnp.int32),
-    )
-    def anew(ctx: Any) -> Any:
-        del ctx
-        number = llvm.inline_asm(
-            _i32(),
-            [mgpu.utils.thread_idx()],
-            "shfl.sync.idx.b32 $0, $1, $1, 31, 0xffffffff;",
-            "=r,r",
-            has_side_effects=True,
-        )
-        return keep([number])
-
-    found: jax.Array = anew()
-    return found
-
-
-# --- Integers -------------------------------------------------------------------------
-
-
 def words(array: Any) -> np.ndarray:
     """Each register's words of 32 bits, or its float32, (registers, words)."""
     flat = list(array.registers.flat)
@@ -149,15 +116,34 @@ def array(entries: np.ndarray, shape: Sequence[int], layout: Any, dtype: Any) ->
     )
 
 
-def fence() -> None:
-    """What follows is not moved before it: loads stay behind products before them."""
-    llvm.inline_asm(
-        ir.Type.parse("!llvm.void"),
-        [],
-        "bar.warp.sync 0xffffffff;",
-        "~{memory}",
-        has_side_effects=True,
+THREAD = plgpu.Layout.WG_STRIDED((128,), vec_size=1)
+
+
+def thread() -> jax.Array:
+    """Each thread's number in the CTA, of layout `THREAD`, for `kept`.
+
+    Compilers do not know that it is always the same. So what is computed from it, say
+    addresses for a loop, takes no registers before.
+    """
+
+    @by_lanes(
+        lambda: jnp.zeros(128, jnp.int32),
+        arg_types=(),
+        return_type=kept_type(1, jnp.int32),
     )
+    def anew(ctx: Any) -> Any:
+        del ctx
+        number = llvm.inline_asm(
+            _i32(),
+            [mgpu.utils.thread_idx()],
+            "shfl.sync.idx.b32 $0, $1, $1, 31, 0xffffffff;",
+            "=r,r",
+            has_side_effects=True,
+        )
+        return keep([number])
+
+    found: jax.Array = anew()
+    return found
 
 
 # --- Integers -------------------------------------------------------------------------
@@ -270,6 +256,17 @@ def round_pair(low: Any, high: Any, dtype: Any) -> Any:
 # --- Memory ---------------------------------------------------------------------------
 
 
+def fence() -> None:
+    """What follows is not moved before it: loads stay behind products before them."""
+    llvm.inline_asm(
+        ir.Type.parse("!llvm.void"),
+        [],
+        "bar.warp.sync 0xffffffff;",
+        "~{memory}",
+        has_side_effects=True,
+    )
+
+
 def address(ref: Any) -> Any:
     """Where in shared memory a ref begins."""
     return llvm.ptrtoint(_i32(), mgpu.utils.memref_ptr(ref))
@@ -323,7 +320,7 @@ def store_wide(
     """
     i64 = ir.IntegerType.get_signless(64)
     wide = [arith.extui(i64, one) for one in (row, column)]
-    size = arith.constant(i64, ir.IntegerAttr.get(i64, extent))
+    size = mgpu.utils.c(extent, i64)
     at = arith.addi(arith.muli(wide[0], size), wide[1])
     start = llvm.addrspacecast(
         llvm.PointerType.get(_GLOBAL), mgpu.utils.memref_ptr(ref)

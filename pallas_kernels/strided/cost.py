@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pallas_kernels.common.chip import LINE, Chip
 from pallas_kernels.common.usage import Usage
-from pallas_kernels.strided.plan import GROUP, TILE, Config, Plan, plan
+from pallas_kernels.strided.plan import GROUP, TILE, WARPS, Config, Plan, plan
 
 # Warp instructions, by SASS of compiled kernels: of a tile; of a step, 16 inputs of 8
 # neighbours, loaded and parted; of 16 outputs of theirs, packed and stored.
@@ -46,9 +46,11 @@ def usage(found: Plan) -> Usage:
         + _STEP_INSTRUCTIONS * found.steps
         + _OUTPUT_INSTRUCTIONS * found.tiles_of_warp
     )
-    # A warp loads what its neighbours have of GROUP vectors, and stores its outputs.
-    loaded = 2 * GROUP * found.width * TILE * found.steps
-    stored = 2 * GROUP * found.width * TILE * found.tiles_of_warp
+    # A warp loads what its neighbours have of GROUP vectors, and stores its outputs: 16
+    # bytes at a time, or 8 in half of the banks.
+    loaded = 2 * GROUP * 8 * TILE * found.steps
+    stored = 2 * GROUP * 8 * TILE * found.tiles_of_warp
+    warps = tiles * WARPS  # Those that are left over do what another one does.
     run = min(2 * found.line, LINE)
     # Groups of blocks whose weights a CTA takes, one after the other.
     visits = -(-found.groups // found.walkers)
@@ -58,9 +60,9 @@ def usage(found: Plan) -> Usage:
         l2_bytes=x + y + ctas * of_cta,
         # Of a cluster each CTA fetches a part of x, and all receive it.
         runs=((run, (x * config.cluster + y) / run),),
-        wavefronts=tiles * found.busy_warps * (loaded + stored) / LINE,
-        instructions=float(tiles * found.busy_warps * instructions),
-        mmas=float(tiles * found.busy_warps * mmas),
+        wavefronts=warps * (loaded + stored) / LINE,
+        instructions=float(warps * instructions),
+        mmas=float(warps * mmas),
         tiles=tiles,
         ctas=ctas,
         cluster=config.cluster,

@@ -134,12 +134,18 @@ class Plan:
 
     @property
     def slot_in(self) -> tuple[int, int, int]:
-        """Shape of a tile of x: an unused line after each row parts rows by banks."""
-        return (self.rows, self.lines_in + 1, self.line)
+        """Shape of a tile of x: unused lines after each row part rows by banks.
+
+        Of lines below 128 bytes there are four, so that any two rows take whole 128
+        bytes: TMA writes to multiples of them, and a CTA of a cluster fetches some of
+        the rows.
+        """
+        unused = 1 if self.line == _LINE else 4
+        return (self.rows, self.lines_in + unused, self.line)
 
     @property
     def slot_out(self) -> tuple[int, int, int]:
-        """Shape of a tile of y."""
+        """Shape of a tile of y: an unused line after each row, as in `slot_in`."""
         return (self.rows, self.lines_out + 1, self.line)
 
     @property
@@ -194,10 +200,10 @@ class Plan:
     def input(self, step: int, q: int) -> int:
         """Input q of the four that a lane has in a step, but for the lane's part."""
         first = TILE * step
-        match self.per_line:
-            case 2:
-                return first + q
+        match self.input_of_lane:
             case 4:
+                return first + q
+            case 1:
                 return first + 4 * q
             case _:
                 return first + 8 * (q // 2) + q % 2
@@ -205,6 +211,8 @@ class Plan:
     @property
     def input_of_lane(self) -> int:
         """What the lane's part t, below 4, is multiplied by and added to `input`."""
+        if self.line != _LINE:
+            return 1
         return {2: 4, 4: 1}.get(self.per_line, 2)
 
     @property

@@ -34,8 +34,8 @@ def draw(shape, batch, dtype):
 @pytest.mark.parametrize(
     ("shape", "config", "batch", "dtype", "options"),
     [
-        # Rows whole, more tiles than stages, and a ragged one; two CTAs.
-        ((1, 32, 32, 16), Config(16, 1, 2, ctas=2), 16 * 7 + 3, "bfloat16", {}),
+        # Rows whole, three times as many tiles as stages, and a ragged one.
+        ((1, 32, 32, 16), Config(16, 1, 2, ctas=1), 32 * 5 + 3, "bfloat16", {}),
         # Runs of 16 neighbours by two CTAs side by side; one more block along a.
         ((2, 16, 16, 32), Config(16, 1, 3, ctas=2), 64, "float16", {}),
         # Groups end within a CTA's run. Fewer inputs and outputs than tiles have.
@@ -43,9 +43,9 @@ def draw(shape, batch, dtype):
             *((3, 24, 40, 16), Config(16, 1, 4, ctas=2), 48, "bfloat16"),
             {"activation": "gelu", "bias": "bfloat16"},
         ),
-        # Two clusters, whose outputs are no multiple of 16.
+        # A cluster, whose CTAs' outputs are no multiple of 16.
         (
-            *((1, 48, 32, 32), Config(32, 2, 3, ctas=4), 56, "bfloat16"),
+            *((1, 48, 32, 32), Config(32, 2, 3, ctas=2), 8 * 8, "bfloat16"),
             {"activation": "relu", "bias": "float32", "out_dtype": "float16"},
         ),
         # 4 neighbours of a warp.
@@ -140,7 +140,7 @@ def test_lanes(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 100, 25_088])
-def test_every_tile_is_taken_once(shape, batch):
+def test_tiles_are_taken_once_and_aligned(shape, batch):
     """By the arithmetic of runs: groups · tiles over walkers; and all of d."""
     found = plan(shape, batch, default_config(shape, "bfloat16", batch))
     a, _, _, d = shape
@@ -149,6 +149,10 @@ def test_every_tile_is_taken_once(shape, batch):
     ctas = found.walkers * found.abreast * found.config.cluster
     assert ctas <= found.config.ctas
     assert found.rows == GROUP * found.row_groups
+    # TMA writes to multiples of 128 bytes, what a CTA of a cluster fetches too.
+    _, pitch, line = found.slot_in
+    assert 2 * found.rows // found.config.cluster * pitch * line % 128 == 0
+    assert 2 * math.prod(found.slot_out) % 128 == 0
 
 
 @pytest.mark.parametrize(
