@@ -202,6 +202,11 @@ def left_values(plan: Plan, block: int, h: jax.Array, w: jax.Array) -> jax.Array
     return (h * w).sum(1).reshape(y_fragment(plan).shape)
 
 
+def pair_values(plan: Plan, group: int, w: jax.Array) -> jax.Array:
+    """`pair_left` on arrays."""
+    return w[:, :, :, :, :, :, group].reshape(left_fragment(plan).shape)
+
+
 # --- What is stored, of which vectors beyond the batch are left out -------------------
 
 
@@ -371,7 +376,7 @@ class Kernel:
 
         def pair(group: int) -> jax.Array:
             paired = by_lanes(
-                lambda w: w[:, :, :, :, :, :, group].reshape(left_fragment(plan).shape),
+                functools.partial(pair_values, plan, group),
                 functools.partial(pair_left, plan, group),
                 [given],
                 left_fragment(plan),
