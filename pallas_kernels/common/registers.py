@@ -321,7 +321,7 @@ def store_wide(
         words together.
       entries: 1, 2 or 4 words of 32 bits.
     """
-    i64 = ir.IntegerType.get_signless(64)
+    i64: Any = ir.IntegerType.get_signless(64)
     wide = [arith.extui(i64, one) for one in (row, column)]
     size = arith.constant(i64, ir.IntegerAttr.get(i64, extent))
     at = arith.addi(arith.muli(wide[0], size), wide[1])

@@ -1,6 +1,7 @@
 """The kernel for two factors: values against float64, races, lanes, alignment."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -105,11 +106,7 @@ def run_lanes(function, operands, result, *arrays):
 @pytest.mark.parametrize(
     ("shapes", "axis"),
     [
-        *(
-            (shapes, axis)
-            for shapes in (SMALL, LARGE, UNEQUAL, THREES)
-            for axis in (-1, 0)
-        ),
+        *itertools.product((SMALL, LARGE, UNEQUAL, THREES), (-1, 0)),
         (EIGHTS, -1),
     ],
 )
@@ -117,7 +114,9 @@ def test_lanes(shapes, axis):
     """Registers hold what the interpreter takes them to hold, and mma.sync gets it."""
     found = plan(shapes, jnp.dtype("bfloat16"), None, axis)
     layout = last if axis == -1 else first
-    blocks = range(found.blocks_of_warp), range(found.middle_of_warp)
+
+    def with_(function, *args):
+        return lambda plan, *more, **options: function(plan, *args, *more, **options)
 
     def check(lanes, arrays, operands, result):
         drawn = [reference.draw(f.shape, "bfloat16", n) for n, f in enumerate(operands)]
@@ -128,49 +127,20 @@ def test_lanes(shapes, axis):
     right = layout.x_fragment(found), last.right_fragment(found)
     left = layout.h_fragment(found), layout.left_fragment(found)
     given = [layout.left_as_given(found)]
+    h, y = layout.h_stored(found), layout.y_fragment(found)
     if axis == -1:
-
-        def of_dtype(function):
-            return lambda plan, *args, **kwargs: function(
-                plan, "bfloat16", *args, **kwargs
-            )
-
-        check(
-            of_dtype(last.multiply_right),
-            last.right_values,
-            right,
-            last.h_stored(found),
-        )
-        check(
-            of_dtype(last.multiply_left), last.left_values, left, last.y_fragment(found)
-        )
+        check(with_(last.multiply_right, "bfloat16"), last.right_values, right, h)
+        check(with_(last.multiply_left, "bfloat16"), last.left_values, left, y)
         check(last.pair_left, lambda plan, w: w, given, left[1])
         return
-
-    def of_block(function, block, *args):
-        return lambda plan, *a, **kwargs: function(plan, *args, block, *a, **kwargs)
-
-    for block in blocks[0]:
-        check(
-            of_block(first.multiply_right, block, "bfloat16"),
-            of_block(first.right_values, block),
-            right,
-            first.h_stored(found),
-        )
-    for block in blocks[1]:
-        check(
-            of_block(first.multiply_left, block, "bfloat16"),
-            of_block(first.left_values, block),
-            left,
-            first.y_fragment(found),
-        )
-    for group in range(found.groups_middle):
-        check(
-            of_block(first.pair_left, group),
-            of_block(first.pair_values, group),
-            given,
-            left[1],
-        )
+    for n in range(found.blocks_of_warp):
+        lanes, arrays = with_(first.multiply_right, "bfloat16", n), first.right_values
+        check(lanes, with_(arrays, n), right, h)
+    for n in range(found.middle_of_warp):
+        lanes, arrays = with_(first.multiply_left, "bfloat16", n), first.left_values
+        check(lanes, with_(arrays, n), left, y)
+    for n in range(found.groups_middle):
+        check(with_(first.pair_left, n), with_(first.pair_values, n), given, left[1])
 
 
 @both_layouts
@@ -206,7 +176,7 @@ def test_default_configurations_fit(n, axis):
         (
             ((1, 24, 16, 16), (16, 16, 16, 1)),
             {"axis": 0},
-            "b0 must be a multiple of 16",
+            "b0 must be a multiple of",
         ),
         (((1, 64, 64, 64), (64, 64, 64, 1)), {}, "weights stay in registers"),
         (((1, 8, 16, 16), (16, 16, 16, 1)), {}, "no number of warpgroups"),
