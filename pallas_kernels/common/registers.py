@@ -321,9 +321,9 @@ def store_wide(
         words together.
       entries: 1, 2 or 4 words of 32 bits.
     """
-    i64: Any = ir.IntegerType.get_signless(64)
+    i64 = ir.IntegerType.get_signless(64)
     wide = [arith.extui(i64, one) for one in (row, column)]
-    size = arith.constant(i64, ir.IntegerAttr.get(i64, extent))
+    size = mgpu.utils.c(extent, i64)
     at = arith.addi(arith.muli(wide[0], size), wide[1])
     start = llvm.addrspacecast(
         llvm.PointerType.get(_GLOBAL), mgpu.utils.memref_ptr(ref)
