@@ -100,7 +100,8 @@ def _view(array: np.ndarray, transforms: tuple[Any, ...]) -> np.ndarray:
     return array
 
 
-# Nor does it know peers, though it runs the CTAs of a cluster side by side; nor reshapes.
+# Nor does it know peers, though it runs the CTAs of a cluster side by side, nor
+# reshapes of what is read and written.
 gpu_callbacks._get = _get_from_peer
 gpu_callbacks._swap = _swap_view
 

@@ -83,6 +83,9 @@ class Machine:
         shift = np.uint32(16 * half)
         return (low >> shift & 0xFFFF) | (high >> shift & 0xFFFF) << np.uint32(16)
 
+    def fence(self) -> None:
+        """Nothing is moved anyway."""
+
     def round_pair(self, low: np.ndarray, high: np.ndarray, dtype: str) -> np.ndarray:
         both = np.stack([low, high], -1).astype(np.float32).astype(dtype)
         return np.ascontiguousarray(both).view(np.uint32)[:, 0]
@@ -122,6 +125,41 @@ class Machine:
 def swizzled(at: np.ndarray, swizzle: int) -> np.ndarray:
     """Where TMA puts byte `at` with a swizzle of so many bytes, or 16 for none."""
     return at ^ (at >> 7 & (swizzle // 16 - 1)) << 4
+
+
+def held(layout: Any, shape: Sequence[int]) -> np.ndarray:
+    """Which entries of an array a warpgroup's registers hold, in Mosaic's layout.
+
+    Args:
+      layout: one of Mosaic's tiled layouts, as `plgpu.Layout` makes it.
+      shape: of the array.
+
+    Returns:
+      Indices into the flat array, (registers, warps, lanes, entries of a register).
+    """
+    tiled = layout.to_mgpu()
+    found = np.arange(np.prod(shape)).reshape(shape)
+    for tile in tiled.tiling.tiles:
+        lead = found.ndim - len(tile)
+        outer = [n // t for n, t in zip(found.shape[lead:], tile, strict=True)]
+        split = [n for pair in zip(outer, tile, strict=True) for n in pair]
+        found = found.reshape(*found.shape[:lead], *split)
+        places = np.arange(lead, found.ndim)
+        found = found.transpose(*range(lead), *places[::2], *places[1::2])
+
+    def axes(dims: Sequence[Any]) -> list[int]:
+        nonlocal found
+        places = []
+        for dim in dims:
+            if not isinstance(dim, int):  # So many have the same.
+                found = np.broadcast_to(found, (dim.times, *found.shape))
+                dim = -found.ndim
+            places.append(dim)
+        return places
+
+    places = [*axes(tiled.warp_dims), *axes(tiled.lane_dims), tiled.vector_dim]
+    found = np.moveaxis(found, places, range(-len(places), 0))
+    return found.reshape(-1, 4, 32, tiled.vector_length)
 
 
 def _halves(register: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

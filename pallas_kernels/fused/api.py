@@ -34,8 +34,8 @@ def fused(
 
     Args:
       x: (batch, n_in) for axis=-1, (n_in, batch) for axis=0; bfloat16 or float16.
-      factors: arrays (1, b₀, a₁, b₁) and (a₁, b₁, c₁, 1) of the dtype of x, in the order
-        of the matrix product: the second one touches x first.
+      factors: arrays (1, b₀, a₁, b₁) and (a₁, b₁, c₁, 1) of the dtype of x, in the
+        order of the matrix product: the second one touches x first.
       axis: the feature axis of x and of the result.
       bias: (n_out,) or None; taken as float32.
       activation: see `pallas_kernels.epilogue.activate`.

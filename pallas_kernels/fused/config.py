@@ -72,7 +72,7 @@ def default_config(
 
 
 def check(plan: Plan, config: Config) -> None:
-    """Raises NotImplementedError unless the configuration fits the plan and the chip."""
+    """Raises NotImplementedError unless the configuration fits the plan."""
     if plan.axis == -1:
         if config.out_stages < 1:
             raise NotImplementedError(
@@ -98,6 +98,6 @@ def check_batch(plan: Plan, batch: int) -> None:
         return
     if batch % 8:
         raise NotImplementedError(
-            "fused: features first, TMA moves rows of whole 16 bytes: the batch must be "
-            f"a multiple of 8, got {batch}"
+            "fused: features first, TMA moves rows of whole 16 bytes: the batch must "
+            f"be a multiple of 8, got {batch}"
         )

@@ -3,11 +3,11 @@
     x, runs of 64 bytes ──ldmatrix.trans──▶ products with factors[1] ──▶ h
     ──ldmatrix.trans──▶ products with factors[0] ──▶ y, 16 bytes at a time
 
-A warp has blocks of factors[1] of its own, whose x it alone reads, and of factors[0] some
-blocks and all or some of their outputs. A thread ends up with eight vectors' sums of one
-feature and stores them to HBM as they are: y touches no shared memory. In between, vector
-8n + 2t + e of a tile lies at (t, n, e): the 16 bytes that a thread has are what it stores,
-and n of the next product the right vectors.
+A warp has blocks of factors[1] of its own, whose x it alone reads, and of factors[0]
+some blocks and all or some of their outputs. A thread ends up with eight vectors' sums
+of one feature and stores them to HBM as they are: y touches no shared memory. In
+between, vector 8n + 2t + e of a tile lies at (t, n, e): the 16 bytes that a thread has
+are what it stores, and n of the next product the right vectors.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def h_fragment(plan: Plan) -> Fragment:
 
 
 def left_as_given(plan: Plan) -> Fragment:
-    """(sixteens, 2, 8 outputs, inputs / 8, 4, 2, warpgroups, warps, fours, 4 blocks)."""
+    """(sixteens, 2, 8 outputs, inputs / 8, 4, 2, groups, warps, fours, 4 blocks)."""
     return Fragment(
         (
             (plan.outputs_of_warp, "register"),
@@ -88,7 +88,7 @@ def left_as_given(plan: Plan) -> Fragment:
 
 
 def left_fragment(plan: Plan) -> Fragment:
-    """(sixteens, 2, 8 outputs, inputs / 8, 4, 2, warps, blocks), paired along inputs."""
+    """(sixteens, 2, 8 outputs, inputs / 8, 4, 2, warps, blocks), inputs in pairs."""
     return Fragment(
         (
             (plan.outputs_of_warp, "register"),
@@ -143,7 +143,7 @@ def multiply_right(
     w = w[block, ..., 0]  # outputs / 8, inputs / 8
     found = np.empty((plan.middle // 16, 2, 4, 2), dtype=object)
     for n, at in np.ndindex(4, plan.middle // 16):
-        sums = None
+        sums: Any = None
         for step in range(steps):
             a = w[2 * at : 2 * at + 2, 2 * step : 2 * step + 2].T.reshape(-1)
             sums = isa.mma(sums, a, x[n // 2, :, step, n % 2], dtype)
@@ -161,7 +161,7 @@ def multiply_left(
     w = w[..., block, 0]  # sixteens, halves, inputs / 8
     found = np.empty((plan.outputs_of_warp, 2, 4, 2), dtype=object)
     for sixteen, n in np.ndindex(plan.outputs_of_warp, 4):
-        sums = None
+        sums: Any = None
         for step in range(plan.blocks // 16):
             a = w[sixteen, :, 2 * step : 2 * step + 2].T.reshape(-1)
             sums = isa.mma(sums, a, h[n // 2, :, step, n % 2], dtype)
@@ -202,6 +202,11 @@ def left_values(plan: Plan, block: int, h: jax.Array, w: jax.Array) -> jax.Array
     return (h * w).sum(1).reshape(y_fragment(plan).shape)
 
 
+def pair_values(plan: Plan, group: int, w: jax.Array) -> jax.Array:
+    """`pair_left` on arrays."""
+    return w[:, :, :, :, :, :, group].reshape(left_fragment(plan).shape)
+
+
 # --- What is stored, of which vectors beyond the batch are left out -------------------
 
 
@@ -225,7 +230,7 @@ def store_lanes(
     def store() -> None:
         for eight, entries in enumerate(words):
             at = isa.add(feature, 8 * plan.middle * eight + block)
-            isa.store_wide(y, at, batch, vector, entries)
+            isa.store_wide(y, at, batch, vector, list(entries))
 
     if batch % plan.rows:
         isa.where(isa.less(vector, batch), store)
@@ -371,7 +376,7 @@ class Kernel:
 
         def pair(group: int) -> jax.Array:
             paired = by_lanes(
-                lambda w: w[:, :, :, :, :, :, group].reshape(left_fragment(plan).shape),
+                functools.partial(pair_values, plan, group),
                 functools.partial(pair_left, plan, group),
                 [given],
                 left_fragment(plan),
@@ -509,8 +514,10 @@ def launch(
         ).run()
 
     # Outputs: warpgroups, sixteens, 2, 8; blocks: warpgroups, warps, some.
-    y_shape = (plan.groups_outputs, plan.outputs_of_warp, 2, 8)
-    y_shape += (plan.groups_middle, 4, plan.middle_of_warp)
+    y_shape = (
+        *(plan.groups_outputs, plan.outputs_of_warp, 2, 8),
+        *(plan.groups_middle, 4, plan.middle_of_warp),
+    )
     args = [right.reshape(-1, LINE), left.reshape(-1, LINE)]
     if bias is not None:
         args.append(bias.reshape(*y_shape, 1))

@@ -106,8 +106,8 @@ def by_lanes(
 
     Args:
       arrays: does in the interpreter what `lanes` does on a chip.
-      lanes: given each operand's registers, (registers, words of 32 bits), returns those
-        of the result, (registers, entries); or, of one for each pair, words.
+      lanes: given each operand's registers, (registers, words of 32 bits, or entries
+        of float32), returns those of the result likewise.
       operands: fragments of the operands.
       result: fragment of the result.
       dtype: of the result; words are of one of 16 bits.

@@ -5,8 +5,8 @@
 
 A warp has blocks of factors[1] of its own, whose x it alone reads, and of factors[0]
 eight neighbouring blocks at a time: eight neighbouring features of y end up in one
-thread. In turn t a warpgroup applies factors[1] to tile t + 1 and factors[0] to tile t, so
-that all meet once in a tile; x and y are a warpgroup's own affair.
+thread. In turn t a warpgroup applies factors[1] to tile t + 1 and factors[0] to tile t,
+so that all meet once in a tile; x and y are a warpgroup's own affair.
 """
 
 import dataclasses
@@ -137,13 +137,13 @@ def bias_fragment(plan: Plan) -> Fragment:
 
 
 def multiply_right(plan: Plan, dtype: Any, x: Any, w: Any, isa: Any = registers) -> Any:
-    """Registers of h, (halves, blocks, outputs / 8, 2), of those of x and factors[1]."""
+    """Registers of h, (halves, blocks, outputs / 8, 2), of x's and factors[1]'s."""
     x = x.reshape(2, 2, -1)
     w = w[..., 0]  # blocks, outputs / 8, inputs / 8
     steps = plan.inputs // 16
     found = np.empty((2, plan.blocks_of_warp, plan.middle // 8, 2), dtype=object)
     for block, at in np.ndindex(*found.shape[1:3]):
-        sums = None
+        sums: Any = None
         for step in range(steps):
             a = x[:, :, block * steps + step].reshape(-1)
             sums = isa.mma(sums, a, w[block, at, 2 * step : 2 * step + 2], dtype)
@@ -159,7 +159,7 @@ def multiply_left(plan: Plan, dtype: Any, h: Any, w: Any, isa: Any = registers) 
     w = w[..., 0].reshape(plan.outputs_of_warp, -1, count)
     found = np.empty((2, plan.outputs_of_warp, 2, count), dtype=object)
     for eight, block in np.ndindex(plan.outputs_of_warp, count):
-        sums = None
+        sums: Any = None
         for step in range(plan.blocks // 16):
             a = h[:, :, step, block].reshape(-1)
             b = w[eight, 2 * step : 2 * step + 2, block]
@@ -412,9 +412,8 @@ def launch(
     )
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, ((hs, ys), slabs), loaded, weights_loaded, begun, phase = (
-            refs
-        )
+        *biases, y_ref, xs, ((hs, ys), (left_slab, right_slab)) = refs[:-4]
+        loaded, weights_loaded, begun, phase = refs[-4:]
         place = teams.place(plan, ctas, num_tiles)
         Kernel(
             plan,
@@ -426,8 +425,11 @@ def launch(
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            *(ref.at[place.team] for ref in (xs, hs, ys)),
-            *slabs,
+            xs.at[place.team],
+            hs.at[place.team],
+            ys.at[place.team],
+            left_slab,
+            right_slab,
             loaded,
             weights_loaded,
             begun,

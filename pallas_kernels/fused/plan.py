@@ -1,7 +1,6 @@
 """How the work of two factors is dealt out to the warps of a CTA, in integers."""
 
 import dataclasses
-import functools
 import math
 from typing import Literal
 
@@ -80,8 +79,8 @@ class Plan:
         """
         return self.middle * self.rows // 8 // (2 if self.axis == -1 else 1) + 1
 
-    # Features last, a warp has 8 neighbouring blocks of factors[0], or some such eights,
-    # so that it stores 16 bytes of y at a time.
+    # Features last, a warp has 8 neighbouring blocks of factors[0], or several such
+    # eights, so that it stores 16 bytes of y at a time.
 
     @property
     def warps_middle(self) -> int:
@@ -95,14 +94,14 @@ class Plan:
 
     @property
     def middle_of_warp(self) -> int:
-        """Blocks of factors[0] that a warp has: eights features last, or single ones."""
+        """Blocks of factors[0] that a warp has; features last, eights of them."""
         if self.axis == -1:
             return self.middle // 8 // self.warps_middle
         return self.middle // (WARPS * self.groups_middle)
 
     @property
     def outputs_of_warp(self) -> int:
-        """Outputs of these that it has: eights features last, or sixteens."""
+        """Outputs of these that it has: eights features last, otherwise sixteens."""
         if self.axis == -1:
             return self.outputs // (8 * self.warpgroups * self.warps_outputs)
         return self.outputs // (16 * self.groups_outputs)
@@ -138,7 +137,6 @@ class Plan:
         return 2 * (self.teams * stages * slab + entries) + _BARRIERS
 
 
-@functools.cache
 def plan(
     shapes: tuple[arguments.Shape, ...],
     dtype: jnp.dtype,
@@ -156,11 +154,11 @@ def plan(
     Raises:
       NotImplementedError: if the kernel does not take the case; the message says why.
     """
-    if dtype.name not in DTYPES or (out_dtype is not None and out_dtype != dtype):
+    y_dtype = dtype if out_dtype is None else jnp.dtype(out_dtype)
+    if dtype.name not in DTYPES or y_dtype != dtype:
         raise NotImplementedError(
-            f"fused: x and the result must both be bfloat16 or both float16, whose "
-            f"products the kernel rounds in registers; got {dtype.name} and "
-            f"{jnp.dtype(dtype if out_dtype is None else out_dtype).name}"
+            "fused: x and the result must both be bfloat16 or both float16, got "
+            f"{dtype.name} and {y_dtype.name}"
         )
     monarch = len(shapes) == 2
     if monarch:
@@ -179,8 +177,8 @@ def plan(
     for (name, multiple), size in zip(multiples.items(), sizes, strict=True):
         if size % multiple or size > _LARGEST:
             raise NotImplementedError(
-                f"fused: with axis={axis}, {name} must be a multiple of {multiple} up to "
-                f"{_LARGEST}, got {size}"
+                f"fused: with axis={axis}, {name} must be a multiple of {multiple} up "
+                f"to {_LARGEST}, got {size}"
             )
     for warpgroups in (4, 3, 2, 1):
         found = Plan(blocks, middle, inputs, outputs, axis, warpgroups)
