@@ -61,9 +61,8 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "suite",
         False,
-        "Compile what `benchmarks.gpu_suite` checks and measures instead: each kernel, "
-        "in each of its configurations there. --case then chooses among these by the "
-        "start of CHAIN/BATCH/DTYPE/LAYOUT. Takes hours.",
+        "Compile what `benchmarks.gpu_suite` checks and measures of kernels instead. "
+        "--case then chooses among these by the start of CHAIN/BATCH/DTYPE/LAYOUT.",
     )
     flags.DEFINE_multi_enum(
         "direction",
