@@ -199,7 +199,8 @@ def _dump_folder() -> Iterator[pathlib.Path]:
 def _tools() -> list[str]:
     """The folder of NVIDIA's programs that was installed as a wheel."""
     files = importlib.metadata.files("nvidia-cuda-nvdisasm") or ()
-    return [str(one.locate().parent) for one in files if one.name == "nvdisasm"]
+    found = [pathlib.Path(one.locate()) for one in files if one.name == "nvdisasm"]
+    return [str(path.parent) for path in found]
 
 
 @contextlib.contextmanager
@@ -293,6 +294,6 @@ def _clusters_without_room(kernel: ptx.Kernel) -> list[str]:
     if clusters <= room:
         return []
     return [
-        f"kernel {kernel.name} launches {clusters} clusters of {grid.cluster}, of which "
-        f"{room} run at once"
+        f"kernel {kernel.name} launches {clusters} clusters of {grid.cluster}, of "
+        f"which {room} run at once"
     ]

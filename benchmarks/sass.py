@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.units import Count
 
-_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;/]*)")
+_LINE = re.compile(
+    r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;/]*)"
+)
 _LABEL = re.compile(r"^\s*(\.L[\w.]*):")
 _TARGET = re.compile(r"`?\((\.L[\w.]*)\)|\b0x([0-9a-f]+)")
 _MMA = ("HMMA", "HGMMA", "IMMA", "QGMMA")
@@ -124,7 +126,9 @@ def main_loop(code: Sequence[Instruction]) -> Loop | None:
     bodies = []
     for start, end in spans:
         inside = [
-            span for span in spans if span != (start, end) and _holds((start, end), span)
+            span
+            for span in spans
+            if span != (start, end) and _holds((start, end), span)
         ]
         bodies.append(
             [
@@ -170,5 +174,7 @@ def _count(body: Sequence[Instruction]) -> Loop:
         wavefronts=sum(one.wavefronts for one in shared),
         barriers=sum(one.family == "BAR" for one in body),
         waits=sum(one.opcode.startswith("SYNCS.PHASECHK") for one in body),
-        copies=sum(one.family.startswith(("UTMALDG", "UTMASTG", "UBLKCP")) for one in body),
+        copies=sum(
+            one.family.startswith(("UTMALDG", "UTMASTG", "UBLKCP")) for one in body
+        ),
     )
