@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jax.experimental import topologies
 
 from benchmarks import hlo, ptx
 from benchmarks.units import Bytes
+from pallas_kernels.common import chip as chips
 
 DEVICE = "NVIDIA H200"
 CHIP = pathlib.Path(__file__).parent / "chips" / "nvidia_h200.txtpb"
@@ -33,6 +35,7 @@ WHEELS = (
     "jax-cuda13-plugin",
     "jax-cuda13-pjrt",
     "nvidia-cuda-nvcc",
+    "nvidia-cuda-nvdisasm",
     "nvidia-nvvm",
 )
 
@@ -180,18 +183,24 @@ def facts(compiled: jax.stages.Compiled, kernels: tuple[ptx.Kernel, ...]) -> Fac
 
 @contextlib.contextmanager
 def _dump_folder() -> Iterator[pathlib.Path]:
-    """A folder, for the time being, that Mosaic GPU writes all its stages to."""
-    before = os.environ.get(_DUMP_TO)
+    """A folder, for the time being, that Mosaic GPU writes all its stages to.
+
+    It finds the disassembler on the PATH.
+    """
     folder = tempfile.mkdtemp(prefix="butterjax_")
-    os.environ[_DUMP_TO] = folder
+    path = os.pathsep.join([*_tools(), os.environ.get("PATH", "")])
     try:
-        yield pathlib.Path(folder)
+        with mock.patch.dict(os.environ, {_DUMP_TO: folder, "PATH": path}):
+            yield pathlib.Path(folder)
     finally:
-        if before is None:
-            del os.environ[_DUMP_TO]
-        else:
-            os.environ[_DUMP_TO] = before
         shutil.rmtree(folder)
+
+
+def _tools() -> list[str]:
+    """The folder of NVIDIA's programs that was installed as a wheel."""
+    files = importlib.metadata.files("nvidia-cuda-nvdisasm") or ()
+    found = [pathlib.Path(one.locate()) for one in files if one.name == "nvdisasm"]
+    return [str(path.parent) for path in found]
 
 
 @contextlib.contextmanager
@@ -251,6 +260,7 @@ def kernel_problems(
                 f"loads {loaded}"
             )
         problems += [f"kernel {kernel.name}: {line}" for line in kernel.warnings]
+        problems += _clusters_without_room(kernel)
     ours = [one for one in found.launches if one.kind.startswith(MOSAIC_GPU)]
     if max_launches is not None and hlo.count(ours) > max_launches:
         names = ", ".join(launch.name for launch in ours)
@@ -269,3 +279,21 @@ def kernel_problems(
         if alone and launch not in ours
     ]
     return tuple(problems)
+
+
+def _clusters_without_room(kernel: ptx.Kernel) -> list[str]:
+    """Whether clusters of a kernel wait for others to end, as they do not all fit."""
+    grid = kernel.grid
+    if grid is None or grid.cluster == 1:
+        return []
+    chip = chips.load(DEVICE)
+    registers = kernel.registers * grid.threads
+    each = chip.ctas_per_multiprocessor(kernel.shared_bytes, registers)
+    room = chip.resident(grid.cluster, each)
+    clusters = grid.ctas // grid.cluster
+    if clusters <= room:
+        return []
+    return [
+        f"kernel {kernel.name} launches {clusters} clusters of {grid.cluster}, of "
+        f"which {room} run at once"
+    ]

@@ -1,9 +1,10 @@
 """Compiles butterfly chains for an NVIDIA H200, on a machine that needs no GPU.
 
 For each case and direction, every implementation and a dense layer of the same size
-is compiled. The table tells how many launches come out, how many bytes transposes and
+is compiled. The tables tell how many launches come out, how many bytes transposes and
 copies rewrite, what memory is taken, and what the hand-written kernels need: registers,
-spills, shared memory, and the instructions they use. It tells nothing about speed.
+spills, shared memory, the instructions they use, and what their main loops consist of
+in machine code. They tell nothing about speed.
 
   make gpu-compile
   make gpu-compile ARGS="--case=monarch:1024* --implementation=bmm"
@@ -16,8 +17,10 @@ The last one has products done by cuBLAS, as XLA may choose to when it finds a d
 Writes one JSON line per compilation into --output_dir (gpu_compile.jsonl, added to as
 it goes); a run that was stopped goes on where it was, if it is started again. Fails if
 anything does not compile, or if a kernel spills, takes more launches than it should, or
-comes with transposes or copies of x or y; or with anything at all, where kernels should
-read the factors as they are.
+comes with transposes or copies of x or y, or with anything at all, where kernels should
+read the factors as they are; if its clusters do not all run at once, or its main loop
+has more instructions, wavefronts or barriers than the limits of the case
+(`benchmarks/gpu_cases.py`).
 """
 
 import os
@@ -39,6 +42,7 @@ import butterjax as bj
 from benchmarks import (
     aot,
     cases,
+    gpu_cases,
     gpu_programs,
     results,
     runs,
@@ -55,15 +59,14 @@ def define_flags() -> None:
         "case",
         ["*"],
         "Cases to compile, CHAIN/BATCH/DTYPE/LAYOUT or the start of that; * stands for "
-        f"anything. There are: {', '.join(case.name for case in gpu_programs.CASES)}. "
+        f"anything. There are: {', '.join(case.name for case in gpu_cases.CASES)}. "
         f"One that is none of these is a new one; its CHAIN is {cases.SPEC_HELP}.",
     )
     flags.DEFINE_bool(
         "suite",
         False,
-        "Compile what `benchmarks.gpu_suite` checks and measures instead: each kernel, "
-        "in each of its configurations there. --case then chooses among these by the "
-        "start of CHAIN/BATCH/DTYPE/LAYOUT. Takes hours.",
+        "Compile what `benchmarks.gpu_suite` checks and measures of kernels instead. "
+        "--case then chooses among these by the start of CHAIN/BATCH/DTYPE/LAYOUT.",
     )
     flags.DEFINE_multi_enum(
         "direction",
@@ -88,7 +91,7 @@ def define_flags() -> None:
 
 def _check_cases(values: Mapping[str, Any]) -> bool:
     try:
-        return values["suite"] or bool(gpu_programs.select(values["case"]))
+        return values["suite"] or bool(gpu_cases.select(values["case"]))
     except ValueError as error:
         raise flags.ValidationError(str(error)) from error
 
@@ -106,7 +109,7 @@ def main() -> int:
     options = gpu_programs.parse_options(flags.FLAGS.compiler_option)
 
     def task(
-        case: gpu_programs.Case, direction: workloads.Direction, implementation: str
+        case: gpu_cases.Case, direction: workloads.Direction, implementation: str
     ) -> runs.Task[gpu_programs.Row]:
         workload = case.workload(direction)
         compile_one = functools.partial(
@@ -128,7 +131,7 @@ def main() -> int:
     else:
         tasks = [
             task(case, direction, implementation)
-            for case in gpu_programs.select(flags.FLAGS.case)
+            for case in gpu_cases.select(flags.FLAGS.case)
             for direction in flags.FLAGS.direction
             for implementation in flags.FLAGS.implementation
         ]
@@ -144,6 +147,7 @@ def main() -> int:
         console.print(gpu_programs.LEGEND, soft_wrap=True)
         if any(row.facts and row.facts.kernels for row in rows):
             console.print(gpu_programs.instructions(rows))
+            console.print(gpu_programs.loops(rows))
     problems = [
         f"{row.implementation}, {row.workload.name}: {problem}"
         for row in rows

@@ -1,184 +1,18 @@
-"""What `benchmarks.gpu_compile` compiles, how it judges what comes out and shows it."""
+"""How `benchmarks.gpu_compile` judges what comes out, and shows it."""
 
 import dataclasses
-import fnmatch
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from benchmarks import aot, results, workloads
-from benchmarks.cases import parse_chain
+from benchmarks import aot, ptx, results, sass, workloads
 from benchmarks.environment import Environment
+from benchmarks.gpu_cases import Case, Limits
 from benchmarks.tables import plain
 
 KERNELS = ("pallas", "pallas_chain")  # Implementations that are hand-written kernels.
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A layer to compile.
-
-    Attributes:
-      chain: as `benchmarks.cases.parse_chain` reads it.
-      batch: rows of x.
-      dtype: of all arrays.
-      layout: one of `benchmarks.workloads.LAYOUTS`.
-      launches: kernels that `pallas_chain` may start, one for all factors that should
-        share a launch; None where that is not known, and kernels may refuse the case.
-      too_much_for: implementations that XLA is known not to compile here.
-      reordered: kernels that have XLA put weights in order before them, or multiply
-        small blocks out: with `pallas` those of large blocks, features first, with
-        `pallas_chain` those that do not stay in shared memory; see
-        `pallas_kernels.factor.arrangement`.
-      has_fused_gradients: whether all gradients of `pallas_chain` should come from one
-        more launch.
-    """
-
-    chain: str
-    batch: int = 4096
-    dtype: str = "bfloat16"
-    layout: workloads.Layout = "feature_last"
-    launches: int | None = None
-    too_much_for: tuple[str, ...] = ()
-    reordered: tuple[str, ...] = ()
-    has_fused_gradients: bool = False
-
-    @property
-    def name(self) -> str:
-        """All that tells cases apart, in one word."""
-        chain = self.chain.replace(" ", "")
-        return f"{chain}/{self.batch}/{self.dtype}/{self.layout}"
-
-    def workload(self, direction: workloads.Direction) -> workloads.Workload:
-        """The case in a direction."""
-        return workloads.Workload(
-            case=self.chain,
-            chain=parse_chain(self.chain),
-            batch=self.batch,
-            dtype=self.dtype,
-            layout=self.layout,
-            direction=direction,
-        )
-
-
-# The last ones are patterns of arXiv 2405.15013, in its batch and half precision: the
-# smallest, and those with the widest layer and with the most weights.
-CASES = (
-    Case("monarch:512x512", launches=1, has_fused_gradients=True),
-    Case("monarch:512x512", dtype="float32", launches=1),
-    Case("monarch:768x768", launches=1, reordered=("pallas_chain",)),  # 24 × 32.
-    Case("monarch:1024x1024", launches=1, has_fused_gradients=True),
-    Case(
-        "monarch:1024x1024",
-        dtype="float32",
-        launches=1,
-        reordered=("pallas_chain",),  # Twice two pieces leave no room for the tile.
-    ),
-    Case(
-        "monarch:1024x1024",
-        layout="feature_first",
-        launches=1,
-        has_fused_gradients=True,
-    ),
-    Case("monarch:2048x2048", launches=1),
-    Case(
-        "monarch:2048x2048",
-        layout="feature_first",
-        launches=1,
-        has_fused_gradients=True,
-    ),
-    Case("monarch:768x3072", launches=2),  # In one it should take longer.
-    Case("monarch:768x3072", layout="feature_first", launches=1),
-    Case("monarch:3072x768", launches=1),
-    Case(
-        "square_dyadic:1024",
-        launches=1,
-        reordered=("pallas_chain",),
-        has_fused_gradients=True,
-    ),
-    # More than one CTA has room for: over a cluster, the last one over none either.
-    Case("square_dyadic:4096", launches=1, reordered=("pallas_chain",)),
-    # Small blocks, without tensor cores: in parts along d, and along a.
-    Case("(1,2,2,4096)", launches=1),
-    Case("(64,8,8,1)", batch=25088, layout="feature_first", launches=1),
-    Case(
-        "monarch:4096x4096",
-        batch=25088,
-        launches=1,
-        reordered=("pallas_chain",),  # Fetched anew for each tile should be faster.
-    ),
-    Case("monarch:4096x4096", batch=25088, layout="feature_first", launches=1),
-    Case("(1,16,16,512)(16,16,16,32)(256,32,32,1)", batch=25088, launches=1),
-    Case("monarch:16384x16384", launches=2),
-    Case("(1,48,48,1)", batch=25088, dtype="float16", launches=1),
-    Case("(96,192,192,4)", batch=25088, dtype="float16", launches=1),
-    Case(
-        "(96,192,192,4)",
-        batch=25088,
-        dtype="float16",
-        layout="feature_first",
-        launches=1,
-    ),
-    Case("(96,192,192,4)", batch=25088, dtype="float32", launches=1),
-    Case("(1,96,96,6)", batch=25088, dtype="float16", launches=1),
-    Case(
-        "(4,256,256,4)",
-        batch=25088,
-        dtype="float16",
-        layout="feature_first",
-        launches=1,
-        reordered=KERNELS,  # Of large blocks a copy of w is predicted to be faster.
-    ),
-    Case("(3,264,520,1)", launches=1),  # wgmma, in tiles beyond the ends of blocks.
-    # A scatter takes more blocks than a launch can have.
-    Case(
-        "(4,1024,1024,16)",
-        batch=25088,
-        dtype="float16",
-        launches=1,
-        too_much_for=("bcsr",),
-    ),
-)
-
-
-def select(patterns: Sequence[str]) -> list[Case]:
-    """Those of `CASES` whose name begins with one of the patterns, and new ones.
-
-    Raises:
-      ValueError: if a pattern is the start of none of them, nor the whole name of a
-        case, CHAIN/BATCH/DTYPE/LAYOUT.
-    """
-    chosen: dict[str, Case] = {}
-    for pattern in patterns:
-        globs = f"{pattern}*"
-        found = [case for case in CASES if fnmatch.fnmatchcase(case.name, globs)]
-        chosen |= {case.name: case for case in found or [new_case(pattern)]}
-    return list(chosen.values())
-
-
-def new_case(name: str) -> Case:
-    """The case CHAIN/BATCH/DTYPE/LAYOUT.
-
-    Raises:
-      ValueError: if it is none.
-    """
-    chain, *rest = name.split("/")
-    if len(rest) != 3:
-        raise ValueError(f"no case is named {name!r}; see --help")
-    batch, dtype, layout = rest
-    parse_chain(chain)
-    if not batch.isdecimal() or int(batch) < 1:
-        raise ValueError(f"{name!r}: the batch must be a number above 0, got {batch!r}")
-    if dtype not in workloads.DTYPES:
-        known = ", ".join(workloads.DTYPES)
-        raise ValueError(f"{name!r}: the dtype must be one of {known}; got {dtype!r}")
-    for known_layout in workloads.LAYOUTS:
-        if layout == known_layout:
-            return Case(chain, int(batch), dtype, known_layout)
-    known = ", ".join(workloads.LAYOUTS)
-    raise ValueError(f"{name!r}: the layout must be one of {known}; got {layout!r}")
 
 
 def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
@@ -296,20 +130,43 @@ def judge(
         return (f"it refuses: {unsupported}",) if must else ()
     if facts is None or implementation not in KERNELS:
         return ()
-    if direction != "forward":  # XLA multiplies, or adds up, for those of the weights.
-        is_fused = implementation == "pallas_chain" and case.has_fused_gradients
-        return aot.kernel_problems(
-            facts, max_launches=2 if is_fused else None, weight_bytes=None
-        )
+    is_forward = direction == "forward"
+    limits = case.limits if is_forward else case.backward_limits
+    over = []
+    if limits is not None and implementation == "pallas_chain":
+        over = [line for kernel in facts.kernels for line in above(kernel, limits)]
+    if not is_forward:  # XLA multiplies, or adds up, for those of the weights.
+        others = aot.kernel_problems(facts, max_launches=None, weight_bytes=None)
+        return (*others, *over)
     work = case.workload(direction)
-    return aot.kernel_problems(
+    problems = aot.kernel_problems(
         facts,
         max_launches=(
             case.launches if implementation == "pallas_chain" else len(work.chain)
         ),
-        weight_bytes=work.weight_bytes,
-        alone=case.launches is not None and implementation not in case.reordered,
+        weight_bytes=None if case.is_transposed else work.weight_bytes,
+        alone=case.launches is not None and not case.is_arranged,
     )
+    return (*problems, *over)
+
+
+def above(kernel: ptx.Kernel, limits: Limits) -> Iterator[str]:
+    """What of a kernel's main loop is more than it may be, in words."""
+    loop = kernel.loop
+    if loop is None:
+        yield f"kernel {kernel.name} has no loop with products of tensor cores"
+        return
+    for found, most, what in (
+        (
+            loop.instructions_per_product,
+            limits.instructions,
+            "instructions for a product",
+        ),
+        (loop.wavefronts_per_product, limits.wavefronts, "wavefronts for a product"),
+        (loop.barriers, limits.barriers, "barriers in its main loop"),
+    ):
+        if found > most:
+            yield f"kernel {kernel.name} has {found:.3g} {what}, more than {most:g}"
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -387,6 +244,39 @@ def instructions(rows: Sequence[Row]) -> Table:
                 ),
             )
     return shown
+
+
+def loops(rows: Sequence[Row]) -> Table:
+    """Of each hand-written kernel, how it is launched and what its main loop has."""
+    shown = plain(
+        caption="of the main loop, for each product of tensor cores: instructions, and "
+        "wavefronts of shared memory; then barriers, waits for transfers, TMA copies "
+        "and sums that products are added to"
+    )
+    shown.add_column("kernel")
+    for heading in (
+        *("CTAs", "clus-\nter", "instr", "wave-\nfronts"),
+        *("bar-\nriers", "waits", "TMA", "sums"),
+    ):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        for kernel in row.facts.kernels if row.facts else ():
+            grid, loop = kernel.grid, kernel.loop
+            shown.add_row(
+                f"{row.workload.name}\n  {row.implementation}: {kernel.name}",
+                *((str(grid.ctas), str(grid.cluster)) if grid else ("", "")),
+                *_of_loop(loop),
+            )
+    return shown
+
+
+def _of_loop(loop: sass.Loop | None) -> Iterator[str]:
+    if loop is None:
+        return
+    yield f"{loop.instructions_per_product:.2f}"
+    yield f"{loop.wavefronts_per_product:.2f}"
+    for count in (loop.barriers, loop.waits, loop.copies, loop.sums):
+        yield str(count)
 
 
 def compiled_for(environment: Environment) -> Environment:

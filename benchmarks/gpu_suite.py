@@ -22,8 +22,8 @@ crashes, or does not come to an end, excludes what launches it, and all else goe
 
 The same command goes on where it was stopped or killed: what has been checked or
 measured is in --output_dir (checks.jsonl, ceilings.jsonl, gpu_suite.jsonl), a row for
-each, added as it comes. The exit status is 75 if anything is left, and 1 if a kernel is
-wrong or was lost, or something failed.
+each, added as it comes. The exit status is 75 while anything is left, then 1 if a
+kernel is wrong or was lost, or something failed.
 
 The last command runs Nsight Compute (ncu) on what the library launches for the cases
 named, CHAIN/BATCH/DTYPE/LAYOUT, and /forward+backward for training, and nothing else;
@@ -135,15 +135,15 @@ def main() -> int:
             return runs.FAILED
     report(checked.rows, measured.rows if measured else (), console)
     problems = kernel_checks.summary(checked.rows)
-    status = runs.finish(checked, problems, console)
-    if measured is None:
-        return status
-    others = runs.finish(measured, tables.problems(measured.rows), console)
-    return max(status, others, key=_ORDER.index)
-
-
-# Of two statuses the later one here counts.
-_ORDER = (0, runs.UNFINISHED, runs.FAILED, runs.INTERRUPTED)
+    statuses = [runs.finish(checked, problems, console)]
+    if measured is not None:
+        wrong = tables.problems(measured.rows)
+        statuses.append(runs.finish(measured, wrong, console))
+    if runs.INTERRUPTED in statuses:
+        return runs.INTERRUPTED
+    if checked.num_left or (measured is not None and measured.num_left):
+        return runs.UNFINISHED  # What failed is told again when all is done.
+    return max(statuses)
 
 
 def checks() -> list[kernel_checks.Check]:
@@ -308,8 +308,7 @@ def report(
     """Prints what was found: checks, cases and targets."""
     console.print(suite_report.checks(checked))
     kept = suite_report.committed()
-    for line in suite_report.never_run([*kept, *checked]):
-        console.print(f"never run on a device: {line}", soft_wrap=True)
+    console.print(suite_report.never_run([*kept, *checked]))
     if not measured:
         return
     path = pathlib.Path(flags.FLAGS.output_dir) / "ceilings.jsonl"

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from benchmarks import files, gpu_programs, runs, suite_cases, workloads
+from benchmarks import files, gpu_cases, runs, suite_cases, workloads
 from benchmarks.workloads import Workload
 
 _NCU = ("--profile-from-start", "off", "--set", "full", "--clock-control", "none")
@@ -146,9 +146,9 @@ def workload(name: str) -> Workload:
     """
     for direction in workloads.DIRECTIONS:
         if name.endswith(f"/{direction}"):
-            case = gpu_programs.new_case(name.removesuffix(f"/{direction}"))
+            case = gpu_cases.new_case(name.removesuffix(f"/{direction}"))
             return case.workload(direction)
-    return gpu_programs.new_case(name).workload("forward")
+    return gpu_cases.new_case(name).workload("forward")
 
 
 def main(cases: Sequence[str], console: Console) -> int:

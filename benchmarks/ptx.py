@@ -1,11 +1,22 @@
-"""Reads what Mosaic GPU dumps of a kernel: its PTX, and what ptxas says of it."""
+"""Reads what Mosaic GPU dumps of a kernel: PTX, what ptxas says, machine code, grid."""
 
 import collections
 import dataclasses
+import math
 import pathlib
 import re
 
+from benchmarks import sass
 from benchmarks.units import Bytes, Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How a kernel is launched: CTAs, how many of them form a cluster, and threads."""
+
+    ctas: Count
+    cluster: Count
+    threads: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +35,8 @@ class Kernel:
         such as "shared load, 16 bytes". "generic" is an access whose address space
         the compiler did not name; in a Mosaic GPU kernel that is mostly global memory.
       warnings: what ptxas warned of.
+      loop: the main loop in machine code, None without tensor cores in any.
+      grid: how it is launched, None where that depends on what is run.
     """
 
     name: str
@@ -35,6 +48,8 @@ class Kernel:
     operations: dict[str, Count]
     accesses: dict[str, Count]
     warnings: tuple[str, ...]
+    loop: sass.Loop | None = None
+    grid: Grid | None = None
 
 
 OPERATIONS = {
@@ -83,15 +98,17 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _read(path: pathlib.Path) -> Kernel:
-    said, resources = path.with_suffix(".ptxas"), path.with_suffix(".resources.txt")
-    for needed in (said, resources):
+    texts = []
+    for suffix in (".ptxas", ".resources.txt", ".sass_ctrl", ".mlir-passes.log"):
+        needed = path.with_suffix(suffix)
         if not needed.is_file():
             raise ValueError(f"{path.name} was dumped, but {needed.name} was not")
-    return kernel(
-        path.stem,
-        ptx=path.read_text(),
-        ptxas=said.read_text(),
-        resources=resources.read_text(),
+        texts.append(needed.read_text())
+    ptxas, resources, machine_code, passes = texts
+    return dataclasses.replace(
+        kernel(path.stem, ptx=path.read_text(), ptxas=ptxas, resources=resources),
+        loop=sass.main_loop(sass.parse(machine_code)),
+        grid=grid(passes),
     )
 
 
@@ -157,3 +174,25 @@ def accesses(ptx: str) -> dict[str, int]:
         word = "load" if verb == "ld" else "store"
         found[f"{space} {word}, {size} bytes"] += 1
     return dict(sorted(found.items()))
+
+
+_LAUNCH = re.compile(r"gpu\.launch async .*\) dynamic_shared_memory_size")
+_SIZES = re.compile(r"(clusters|blocks|threads)\([^)]*\) in \(([^)]*)\)")
+_CONSTANT = re.compile(r"= %c(\d+)(?:_\d+)?(?=[,)]|$)")
+
+
+def grid(passes: str) -> Grid | None:
+    """How a kernel is launched, by what the compiler's passes make of its program."""
+    found = None
+    for launch in _LAUNCH.findall(passes):
+        sizes = {
+            name: [int(number) for number in _CONSTANT.findall(values)]
+            for name, values in _SIZES.findall(launch)
+        }
+        if sizes and all(len(values) == 3 for values in sizes.values()):
+            found = Grid(
+                ctas=math.prod(sizes["blocks"]),
+                cluster=math.prod(sizes.get("clusters", ())),
+                threads=math.prod(sizes["threads"]),
+            )
+    return found

@@ -1,6 +1,5 @@
 """What `benchmarks.gpu_suite` found, on a page that fits a terminal."""
 
-import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -53,8 +52,8 @@ def checks(rows: Sequence[kernel_checks.Row]) -> Table:
     return table
 
 
-def never_run(rows: Iterable[kernel_checks.Row]) -> list[str]:
-    """Forms of kernels that no check has ever run on a device, in words.
+def never_run(rows: Iterable[kernel_checks.Row]) -> Table:
+    """The dtypes in which no check has ever run a kernel on a device, by layout.
 
     Args:
       rows: of checks, this run's and those that are kept.
@@ -65,12 +64,18 @@ def never_run(rows: Iterable[kernel_checks.Row]) -> list[str]:
         if row.form is not None and row.error is not None
         for kernel in row.form.kernels
     }
-    lines = []
-    for name, layout in itertools.product(launched.names(), LAYOUTS):
-        missing = [one for one in DTYPES if (name, one, layout) not in ran]
-        if missing:
-            lines.append(f"{name}, {layout}: {', '.join(missing)}")
-    return lines
+    table = tables.plain()
+    table.add_column("never run on a device")
+    for layout in LAYOUTS:
+        table.add_column(layout)
+    for name in launched.names():
+        missing = [
+            ", ".join(one for one in DTYPES if (name, one, layout) not in ran)
+            for layout in LAYOUTS
+        ]
+        if any(missing):
+            table.add_row(name, *missing)
+    return table
 
 
 def cases(

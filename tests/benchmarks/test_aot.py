@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aot, hlo
+from benchmarks import aot, hlo, ptx
 from tests.benchmarks import gpu_compiler
 from tests.benchmarks.gpu_compiler import needs_compiler
 from tests.benchmarks.kernel_facts import KERNEL
@@ -102,6 +102,24 @@ def test_kernels_and_their_dumps_must_agree():
     compiled = compiled_here(lambda x: x + 1, jnp.ones(4))
     with pytest.raises(ValueError, match=r"1 Mosaic GPU kernels .* launches none"):
         aot.facts(compiled, kernels=(KERNEL,))
+
+
+@pytest.mark.parametrize(
+    ("grid", "shared_bytes", "problems"),
+    [
+        ((132, 1), 200_000, 0),
+        ((120, 4), 200_000, 0),
+        ((132, 4), 200_000, 1),  # 33 of which 30 fit.
+        ((240, 4), 100_000, 0),  # Two CTAs a multiprocessor.
+        ((240, 4), 200_000, 1),
+    ],
+)
+def test_clusters_that_do_not_fit(grid, shared_bytes, problems):
+    ctas, cluster = grid
+    facts = with_kernel(shared_bytes=shared_bytes, grid=ptx.Grid(ctas, cluster, 128))
+    found = aot.kernel_problems(facts, max_launches=None, weight_bytes=None)
+    assert len(found) == problems
+    assert all("run at once" in problem for problem in found)
 
 
 def test_wheels(monkeypatch):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import aot, gpu_programs
+from benchmarks import aot, gpu_cases
 from tests.benchmarks.gpu_compiler import needs_compiler
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_wrong_flags(argument, words):
 def test_help_shows_an_example():
     text = run("--help").stdout
     assert 'make gpu-compile ARGS="--case=' in text
-    assert gpu_programs.CASES[0].name in text
+    assert gpu_cases.CASES[0].name in text
 
 
 @needs_compiler

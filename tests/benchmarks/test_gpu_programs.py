@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import butterjax as bj
-from benchmarks import aot, gpu_programs, hlo, jsonl, workloads
+from benchmarks import aot, gpu_cases, gpu_programs, hlo, jsonl, ptx, sass, workloads
 from benchmarks.environment import Environment
 from tests.benchmarks.kernel_facts import KERNEL
 
@@ -44,24 +44,24 @@ def make_row(**changes):
 
 
 def test_cases():
-    names = [case.name for case in gpu_programs.CASES]
+    names = [case.name for case in gpu_cases.CASES]
     assert len(set(names)) == len(names)
-    for case in gpu_programs.CASES:
+    for case in gpu_cases.CASES:
         workload = case.workload("forward")
         assert workload.layout in workloads.LAYOUTS
         assert len(workload.chain) >= 1
     sizes = {
         (workload.chain.in_features, workload.chain.out_features)
-        for workload in (case.workload("forward") for case in gpu_programs.CASES)
+        for workload in (case.workload("forward") for case in gpu_cases.CASES)
     }
     assert sizes >= {(n, n) for n in (512, 768, 1024, 2048, 4096)}
     assert sizes >= {(768, 3072), (3072, 768)}
 
 
 def test_select():
-    every = list(gpu_programs.CASES)
-    assert gpu_programs.select(["*"]) == every
-    chosen = gpu_programs.select(["monarch:1024", "*/float16/*"])
+    every = list(gpu_cases.CASES)
+    assert gpu_cases.select(["*"]) == every
+    chosen = gpu_cases.select(["monarch:1024", "*/float16/*"])
     assert chosen == [
         case
         for case in every
@@ -69,8 +69,8 @@ def test_select():
     ]
     assert 0 < len(chosen) < len(every)
     new = "(2,48,192,4)/16/float32/feature_first"
-    assert gpu_programs.select([new]) == [
-        gpu_programs.Case("(2,48,192,4)", 16, "float32", "feature_first")
+    assert gpu_cases.select([new]) == [
+        gpu_cases.Case("(2,48,192,4)", 16, "float32", "feature_first")
     ]
 
 
@@ -86,7 +86,7 @@ def test_select():
 )
 def test_no_case(name, message):
     with pytest.raises(ValueError, match=message):
-        gpu_programs.select([name])
+        gpu_cases.select([name])
 
 
 def test_parse_options():
@@ -95,7 +95,7 @@ def test_parse_options():
     assert gpu_programs.parse_options(options) == expected
 
 
-CASE = gpu_programs.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
+CASE = gpu_cases.Case("monarch:16x16", launches=1, too_much_for=("bcsr",))
 
 
 @pytest.mark.parametrize(
@@ -135,29 +135,72 @@ def test_judge(implementation, direction, outcome, problems):
 
 
 def test_weights_may_be_put_in_order_where_a_case_says_so():
-    case = dataclasses.replace(CASE, reordered=("pallas_chain",))
+    case = dataclasses.replace(CASE, is_arranged=True)
     outcome = {"facts": beside(make_facts(1)), "unsupported": None, "error": None}
     assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
-    assert gpu_programs.judge(case, "forward", "pallas", **outcome) != ()
+    outcome["facts"] = make_facts(1, 257)  # That is x.
+    assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) != ()
+    case = dataclasses.replace(case, is_transposed=True)
+    assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
 
 
-@pytest.mark.parametrize(("launches", "num_problems"), [(2, 0), (3, 1)])
-def test_gradients_in_one_more_launch(launches, num_problems):
-    case = dataclasses.replace(CASE, has_fused_gradients=True)
+LOOP = sass.Loop(
+    instructions=64,
+    products=8,
+    sums=4,
+    shared=8,
+    wavefronts=32,
+    barriers=2,
+    waits=1,
+    copies=1,
+)
+LIMITS = gpu_cases.Limits(instructions=8.0, wavefronts=4.0, barriers=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"instructions": 65}, ["8.12 instructions for a product, more than 8"]),
+        ({"wavefronts": 33, "barriers": 3}, ["4.12 wavefronts", "3 barriers"]),
+    ],
+)
+@pytest.mark.parametrize("direction", workloads.DIRECTIONS)
+def test_limits_of_main_loops(changes, words, direction):
+    is_forward = direction == "forward"
+    case = dataclasses.replace(
+        CASE, **{"limits" if is_forward else "backward_limits": LIMITS}
+    )
+    kernel = dataclasses.replace(KERNEL, loop=dataclasses.replace(LOOP, **changes))
     judge = functools.partial(
         gpu_programs.judge,
         case,
-        "forward+backward",
-        facts=make_facts(launches),
+        direction,
+        facts=make_facts(1, kernels=(KERNEL, kernel)),
         unsupported=None,
         error=None,
     )
-    assert len(judge("pallas_chain")) == num_problems
-    assert judge("pallas") == ()  # One launch for each factor, and more backward.
+    missing, *found = judge("pallas_chain")
+    assert missing == "kernel body_0 has no loop with products of tensor cores"
+    assert len(found) == len(words)
+    assert all(word in problem for word, problem in zip(words, found, strict=True))
+    assert judge("pallas") == ()
+
+
+def test_what_targets_are_set_for_has_limits():
+    cases = {case.name: case for case in gpu_cases.CASES}
+    for n in (1024, 2048, 4096):
+        for layout in workloads.LAYOUTS:
+            case = cases[f"monarch:{n}x{n}/25088/bfloat16/{layout}"]
+            assert case.limits
+            assert case.backward_limits or n == 4096
+    singles = [case for case in cases.values() if case.limits and case.launches == 1]
+    patterns = [case.workload("forward").chain[0] for case in singles]
+    assert {pattern.d > 1 for pattern in patterns} == {False, True}
 
 
 def test_cases_of_ones_own_may_be_refused():
-    case = gpu_programs.Case("monarch:16x16")
+    case = gpu_cases.Case("monarch:16x16")
     outcome = {"facts": None, "unsupported": "too wide", "error": None}
     assert gpu_programs.judge(case, "forward", "pallas_chain", **outcome) == ()
 
@@ -218,6 +261,11 @@ def test_tables():
     assert ["bcsr:", "failed"] in cells
     text = shown(gpu_programs.instructions(rows))
     assert text.count("8 × mma.sync") == text.count("3 × shared load, 16 bytes") == 2
+    kernel = dataclasses.replace(KERNEL, loop=LOOP, grid=ptx.Grid(120, 4, 256))
+    rows = [make_row(), make_row(facts=make_facts(kernels=(kernel,)))]
+    cells = [line.split() for line in shown(gpu_programs.loops(rows)).splitlines()]
+    counts = ["120", "4", "8.00", "4.00", "2", "1", "1", "4"]
+    assert any(line[-8:] == counts for line in cells)
 
 
 def test_rows_are_kept(tmp_path):

@@ -70,6 +70,26 @@ RESOURCES = (
 )
 
 
+# The passes print a launch several times, its sizes first as other values' names.
+PASSES = """\
+  gpu.launch async [%1] clusters(%a, %b, %c) in (%d = %3, %e = %4, %f = %4) \
+blocks(%g, %h, %i) in (%j = %5, %k = %4, %l = %4) \
+threads(%m, %n, %o) in (%p = %6, %q = %4, %r = %4) dynamic_shared_memory_size %7 {
+  gpu.launch async [%1] clusters(%a, %b, %c) in (%d = %c2, %e = %c1, %f = %c1_1) \
+blocks(%g, %h, %i) in (%j = %c132_0, %k = %c1, %l = %c1) \
+threads(%m, %n, %o) in (%p = %c256, %q = %c1, %r = %c1) \
+dynamic_shared_memory_size %c9_i32 {
+"""
+
+
+def test_how_a_kernel_is_launched():
+    assert ptx.grid(PASSES) == ptx.Grid(ctas=132, cluster=2, threads=256)
+    before, after = PASSES.split("gpu.launch async [%1] clusters")[1:]
+    assert ptx.grid(f"gpu.launch async [%1] clusters{before}") is None
+    alone = after[after.index("blocks") :]
+    assert ptx.grid(f"gpu.launch async [%1] {alone}") == ptx.Grid(132, 1, 256)
+
+
 def test_operations():
     assert ptx.operations(PROGRAM) == {
         "mma.sync": 2,
@@ -145,8 +165,12 @@ def test_dumped_kernels(tmp_path):
         (tmp_path / f"body_{number}.ptx").write_text(PROGRAM)
         (tmp_path / f"body_{number}.ptxas").write_text(CLEAN)
         (tmp_path / f"body_{number}.resources.txt").write_text(RESOURCES)
-        (tmp_path / f"body_{number}.mlir-passes.log").write_text("")
-    assert [kernel.name for kernel in ptx.kernels(tmp_path)] == ["body_9", "body_10"]
+        (tmp_path / f"body_{number}.mlir-passes.log").write_text(PASSES)
+        (tmp_path / f"body_{number}.sass_ctrl").write_text("")
+    found = ptx.kernels(tmp_path)
+    assert [kernel.name for kernel in found] == ["body_9", "body_10"]
+    assert [kernel.loop for kernel in found] == [None, None]
+    assert {kernel.grid for kernel in found} == {ptx.Grid(132, 2, 256)}
     (tmp_path / "body_9.ptxas").unlink()
     with pytest.raises(ValueError, match=r"body_9\.ptx was dumped, but body_9\.ptxas"):
         ptx.kernels(tmp_path)
