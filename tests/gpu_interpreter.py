@@ -1,6 +1,7 @@
 """Runs Mosaic GPU kernels on the CPU, in JAX's interpreter, and looks for races."""
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,32 @@ from jax._src.state.types import ReshapeTransform, TransposeTransform
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import compat
+from tests import tensor_core
+
+_sums_are_cut_off = contextvars.ContextVar("sums_are_cut_off", default=False)
 
 
 def _mma(acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    if _sums_are_cut_off.get():
+        like = jax.ShapeDtypeStruct(acc.shape, acc.dtype)
+        return jax.pure_callback(_multiply_add, like, acc, a, b)
     # No dot: it would wait for XLA's few threads, which warpgroups may be blocking.
     a, b = a.astype(acc.dtype), b.astype(acc.dtype)
     return acc + (a[:, :, None] * b).sum(1)
+
+
+def _multiply_add(*operands: Any) -> np.ndarray:
+    return tensor_core.multiply_add(*map(np.asarray, operands))
+
+
+@contextlib.contextmanager
+def sums_of_tensor_cores() -> Iterator[None]:
+    """Kernels lowered inside sum by mma.sync as an H200 does; this takes longer."""
+    token = _sums_are_cut_off.set(True)
+    try:
+        yield
+    finally:
+        _sums_are_cut_off.reset(token)
 
 
 # The interpreter has no rule for mma.sync.

@@ -477,31 +477,37 @@ class _Kernel:
     def multiply(
         self, at: jax.Array, weights: Any, sums: list[jax.Array]
     ) -> list[jax.Array]:
-        """Adds the products of a chunk to the sums."""
+        """Adds the products of a chunk to the sums, panel by panel of weights."""
         plan = self.plan
         feature, _ = self.parts()
         width = plan.weight_width
-        pairs = pieces.products(plan.pieces)
         side: Literal["LHS", "RHS"] = "RHS" if plan.way == "flat" else "LHS"
-        sums = list(sums)
-        for p in range(weights.shape[0]):
+
+        def take_panel(p: Any, sums: list[jax.Array]) -> list[jax.Array]:
             ref = weights.at[p, pl.ds(feature, plan.features)]
             ref = ref.T if plan.way == "flat" else ref
             w_parts = self.split(_load(ref, self.layout(side)))
+            sums = list(sums)
             for m in range(len(sums)):
                 if plan.way == "flat":
-                    for start, parts in self.inputs(at, p * width, width):
+                    for start, parts in self.inputs(at, p, width):
                         stop = start + parts[0].shape[1]
-                        for i, j in pairs:
-                            w = w_parts[j][start:stop]
-                            sums[m] = plgpu.mma(sums[m], parts[i], w)
+                        w = [part[start:stop] for part in w_parts]
+                        sums[m] = self.add_products(sums[m], parts, w)
                 else:
                     parts = [
                         self.columns(at, pl.ds(p * width, width), m, piece)
                         for piece in range(plan.pieces)
                     ]
-                    for i, j in pairs:
-                        sums[m] = plgpu.mma(sums[m], w_parts[j], parts[i])
+                    sums[m] = self.add_products(sums[m], w_parts, parts)
+            return sums
+
+        panels = weights.shape[0]
+        if plan.sums_apart:
+            # Panels' sums do not wait for one another: all would be begun at once.
+            return jax.lax.fori_loop(0, panels, take_panel, sums)
+        for p in range(panels):
+            sums = take_panel(p, sums)
         return sums
 
     def multiply_zipped(
@@ -515,7 +521,6 @@ class _Kernel:
         plan = self.plan
         feature, row = self.parts()
         tile = plan.output_unit
-        pairs = pieces.products(plan.pieces)
         starts = range(0, plan.features, tile)
 
         def take_inputs(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
@@ -523,13 +528,38 @@ class _Kernel:
             x = self.unzip(self.x_slab.at[at], "LHS", step, row, plan.rows)
             for n, start in enumerate(starts):
                 w = self.unzip(weights, "RHS", step, feature + start, tile)
-                for block, (i, j) in itertools.product(range(len(sums)), pairs):
-                    found[block][n] = plgpu.mma(
-                        found[block][n], x[block][i], w[block][j]
+                for block, tiles_of_block in enumerate(found):
+                    tiles_of_block[n] = self.add_products(
+                        tiles_of_block[n], x[block], w[block]
                     )
             return [_joined(parts, axis=1) for parts in found]
 
         return self.over_inputs(take_inputs, sums)
+
+    def add_products(
+        self, sums: jax.Array, a: Sequence[jax.Array], b: Sequence[jax.Array]
+    ) -> jax.Array:
+        """Adds the product of two operands in pieces, the smallest products first.
+
+        Where `Tiling.sums_apart`, they are summed by themselves and then added to the
+        rest by ordinary additions, which round.
+        """
+        pairs = pieces.products(self.plan.pieces)
+        if not self.plan.sums_apart:
+            for i, j in pairs:
+                sums = plgpu.mma(sums, a[i], b[j])
+            return sums
+        found = []
+        # A tile of the tensor core at a time: it takes as many registers more.
+        width = 8 * (4 // self.plan.config.m_warps)
+        zero = jnp.zeros((sums.shape[0], width), sums.dtype)
+        zero = plgpu.layout_cast(zero, self.layout("ACC"))
+        for start in range(0, sums.shape[1], width):
+            columns, few = slice(start, start + width), zero
+            for i, j in pairs:
+                few = plgpu.mma(few, a[i], b[j][:, columns])
+            found.append(sums[:, columns] + few)
+        return _joined(found, axis=1)
 
     def over_inputs(
         self,
@@ -584,15 +614,19 @@ class _Kernel:
         return panels * len(sums)
 
     def inputs(
-        self, at: jax.Array, depth: int, length: int
+        self, at: jax.Array, p: Any, length: int
     ) -> list[tuple[int, Sequence[jax.Array]]]:
-        """Inputs of a block as left operands, in pieces, and where they begin."""
+        """Inputs of panel p of the weights as left operands, in pieces.
+
+        With where they begin, as panels of x may be shorter.
+        """
         plan = self.plan
         _, row = self.parts()
         width = plan.slab_in[-1]
         found = []
-        for start in range(0, length, width):
-            ref = self.x_slab.at[at, (depth + start) // width, pl.ds(row, plan.rows)]
+        for n, start in enumerate(range(0, length, width)):
+            panel = p * length // width + n
+            ref = self.x_slab.at[at, panel, pl.ds(row, plan.rows)]
             found.append((start, self.split(_load(ref, self.layout("LHS")))))
         return found
 

@@ -456,13 +456,13 @@ def _padded(
     """The tile with the padding that costs its passes the fewest wavefronts."""
     tile = tiles[index]
     touching = [end for end in ends if index in end[1:]]
-    *of_digits, of_last, of_rows = [(0, 1)] * (len(tile.digits) + 1)
+    axes: list[tuple[int, ...]] = [(0, 1)] * len(tile.digits)
     if tile.rows_last:
-        of_rows = _INNER_PADDINGS
+        axes = [*axes, _INNER_PADDINGS]
     else:
-        of_last, of_rows = _INNER_PADDINGS, (0,)
+        axes = [*axes[:-1], _INNER_PADDINGS, (0,)]
     options = []
-    for padding in itertools.product(*of_digits, of_last, of_rows):
+    for padding in itertools.product(*axes):
         other = dataclasses.replace(tile, padding=padding)
         if other.num_bytes > most:
             continue

@@ -235,6 +235,21 @@ def test_float32(shape, axis, config, precision):
     check(shape, config, axis=axis, dtype="float32", precision=precision)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "config"),
+    [
+        ((1, 16, 1024, 1), -1, Config(64, 16, 64, m_warps=4, stages=2)),
+        ((1, 16, 1024, 2), -1, Config(64, 16, 16, m_warps=4, stages=2)),
+        ((1, 16, 1024, 1), 0, Config(64, 16, 64, m_warps=1, stages=2)),
+    ],
+    ids=str,
+)
+def test_long_sums_stay_exact_on_a_tensor_core(shape, axis, config):
+    with gpu_interpreter.sums_of_tensor_cores():
+        options = {"dtype": "float32", "precision": "highest"}
+        check(shape, config, batch=64, axis=axis, **options)
+
+
 @both_layouts
 @pytest.mark.parametrize("d", [1, 8])
 def test_float16(axis, d):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.common import pieces
+from tests import reference, tensor_core
 
 
 def draw(size, seed=0):
@@ -35,6 +36,22 @@ def test_products_of_pieces(num_pieces, error):
     )
     exact = np.float64(x) * np.float64(y)
     assert (np.abs(total - exact) <= error * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize(("inputs", "measured"), [(192, 1.7e-6), (1024, 7.3e-6)])
+def test_long_sums_of_a_tensor_core_miss_float32(inputs, measured):
+    """As an H200 did; which is why the kernels add up sums of few products."""
+    x = reference.draw((16, inputs), seed=1)
+    w = reference.draw((inputs, 16), seed=2)
+    xs, ws = (list(map(np.asarray, pieces.split(one, 3))) for one in (x, w))
+    sums = np.zeros((16, 16), np.float32)
+    for start in range(0, inputs, 16):
+        for i, j in pieces.products(3):
+            some = slice(start, start + 16)
+            sums = tensor_core.multiply_add(sums, xs[i][:, some], ws[j][some])
+    exact = reference.wide(x) @ reference.wide(w)
+    worst = max(map(reference.relative_error, sums, exact))
+    assert worst == pytest.approx(measured, rel=0.3)
 
 
 @pytest.mark.parametrize("num_pieces", [1, 2, 3])
