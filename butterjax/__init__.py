@@ -7,6 +7,7 @@ from butterjax import implementations as implementations
 from butterjax import initializers as initializers
 from butterjax import linen as linen
 from butterjax import nnx as nnx
+from butterjax import optim as optim
 from butterjax import planning as planning
 from butterjax.apply import butterfly as butterfly
 from butterjax.dense_like import default_chain as default_chain

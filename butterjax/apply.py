@@ -208,8 +208,9 @@ def _apply(
     if axis == x.ndim - 1:
         return apply(x, axis=-1)
     features_first = functools.partial(apply, axis=0)
-    if any(jax.typeof(x).sharding.spec[:axis]):
-        # What goes device by device is not to be mapped over sharded axes.
+    sharded = any(jax.typeof(x).sharding.spec[:axis])
+    if sharded or _known_size(x.shape[:axis]) is None:
+        # Sparse products and `shard_map` cannot be mapped over such axes.
         return jnp.moveaxis(features_first(jnp.moveaxis(x, axis, 0)), 0, axis)
     for _ in range(axis):
         features_first = jax.vmap(features_first)

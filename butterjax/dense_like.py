@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,23 @@ def check_chain(chain: Chain, in_features: int, out_features: int) -> None:
         raise ValueError(
             f"Butterfly: chain maps {chain.in_features} -> {chain.out_features} "
             f"features, too few for a layer of {in_features} -> {out_features}"
+        )
+
+
+def check_partitioning(argument: str, names: Any) -> None:
+    """Raises ValueError unless there is one name for each axis of a factor, or none.
+
+    Args:
+      argument: of the layer, where the names were given.
+      names: mesh axes, as a tuple, a PartitionSpec or a NamedSharding.
+    """
+    given = names.spec if isinstance(names, NamedSharding) else names
+    given = (given,) if isinstance(given, str) else tuple(given)
+    if len(given) not in (0, 4):
+        raise ValueError(
+            f"Butterfly: {argument} has {len(given)} partitioning names, {given}, but "
+            "a factor has four axes, (a, b, c, d) of its pattern: give four names, "
+            "None for an axis that is not to be sharded"
         )
 
 

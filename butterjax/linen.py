@@ -9,7 +9,12 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Array, Dtype, Initializer, PrecisionLike
 
-from butterjax.dense_like import apply_layer, check_chain, default_chain
+from butterjax.dense_like import (
+    apply_layer,
+    check_chain,
+    check_partitioning,
+    default_chain,
+)
 from butterjax.initializers import init_factor
 from butterjax.pattern import Chain, Pattern
 
@@ -64,7 +69,8 @@ class Butterfly(nn.Module):
           Array of shape (..., features).
 
         Raises:
-          ValueError: if `chain` has too few in- or out-features.
+          ValueError: if `chain` has too few in- or out-features, or `kernel_init` is
+            partitioned by another number of names than four.
         """
         in_features = jnp.shape(inputs)[-1]
         chain = self.chain or default_chain(in_features, self.features)
@@ -74,7 +80,10 @@ class Butterfly(nn.Module):
             if self.has_variable("params", name):
                 # Flax wants no more than the shape, and whenever it is applied.
                 return jnp.empty(pattern.shape, self.param_dtype)
-            return init_factor(self.kernel_init, key, pattern, self.param_dtype)
+            factor = init_factor(self.kernel_init, key, pattern, self.param_dtype)
+            if isinstance(factor, nn.Partitioned):
+                check_partitioning("kernel_init", factor.names)
+            return factor
 
         factors = [
             self.param(f"factor_{i}", kernel_init, f"factor_{i}", pattern)

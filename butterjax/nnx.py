@@ -12,7 +12,12 @@ from flax.nnx.nn import dtypes
 from flax.typing import Array, Dtype, Initializer, PrecisionLike
 from jax.sharding import NamedSharding, PartitionSpec
 
-from butterjax.dense_like import apply_layer, check_chain, default_chain
+from butterjax.dense_like import (
+    apply_layer,
+    check_chain,
+    check_partitioning,
+    default_chain,
+)
 from butterjax.initializers import init_factor
 from butterjax.pattern import Chain, Pattern
 
@@ -46,14 +51,16 @@ class Butterfly(nnx.Module):
       promote_dtype: function that promotes (inputs, *factors, bias) to one dtype.
       preferred_element_type: dtype of the product's result.
       rngs: rng streams; the `params` stream draws the parameters.
-      kernel_metadata: metadata of the factors' `nnx.Param`.
+      kernel_metadata: metadata of the factors' `nnx.Param`; its "out_sharding" has four
+        names too.
       bias_metadata: metadata of the bias' `nnx.Param`.
       chain: the chain, of at least as many in- and out-features as the layer
         (default: `butterjax.default_chain`).
       implementation: as in `butterjax.butterfly`.
 
     Raises:
-      ValueError: if `chain` has too few in- or out-features.
+      ValueError: if `chain` has too few in- or out-features, or factors are partitioned
+        by another number of names than four.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Butterfly(nnx.Module):
     ) -> None:
         chain = chain or default_chain(in_features, out_features)
         check_chain(chain, in_features, out_features)
+        check_partitioning("kernel_metadata", _names_in(kernel_metadata))
         for i, pattern in enumerate(chain):
             factor = _init_factor(kernel_init, rngs.params(), pattern, param_dtype)
             setattr(self, f"factor_{i}", nnx.Param(factor, **kernel_metadata))
@@ -148,4 +156,13 @@ def _init_factor(
         return jnp.asarray(block)
 
     factor = init_factor(unboxed, key, pattern, dtype)
-    return dataclasses.replace(boxes[0], raw_value=factor) if boxes else factor
+    if not boxes:
+        return factor
+    check_partitioning("kernel_init", _names_in(boxes[0].metadata))
+    return dataclasses.replace(boxes[0], raw_value=factor)
+
+
+def _names_in(metadata: Mapping[str, Any]) -> Any:
+    """The names of mesh axes that a variable's metadata have, under Flax's names."""
+    keys = ("out_sharding", "sharding_names", "sharding")
+    return next((metadata[key] for key in keys if metadata.get(key)), ())

@@ -1,7 +1,13 @@
 """Sizes and chains that both Flax modules are tested with."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 import butterjax as bj
 from tests import reference
@@ -27,3 +33,13 @@ def expected_output(x, factors, bias) -> np.ndarray:
     rows = reference.wide(x).reshape(-1, x.shape[-1])
     y = rows @ w[: len(bias), : x.shape[-1]].T + reference.wide(bias)
     return y.reshape(*x.shape[:-1], len(bias))
+
+
+def layers(in_features, out_features):
+    """Each Flax module of these sizes and what it stands for, ready to be called."""
+    x = jnp.ones((1, in_features))
+    for module in (bj.linen.Butterfly, nn.Dense):
+        layer = module(out_features)
+        yield functools.partial(layer.apply, layer.init(jax.random.key(0), x))
+    for module in (bj.nnx.Butterfly, nnx.Linear):
+        yield module(in_features, out_features, rngs=nnx.Rngs(0))

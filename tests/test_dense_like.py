@@ -1,8 +1,14 @@
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.export
+import numpy as np
 import pytest
 
 import butterjax as bj
+from tests import flax_cases, reference
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -34,3 +40,25 @@ def test_default_chain_of_small_sizes_is_one_dense_factor():
 def test_sizes_must_be_positive():
     with pytest.raises(ValueError, match="must be at least 1"):
         bj.default_chain(0, 4)
+
+
+def butterflies(in_features, out_features):
+    """The layers of both modules."""
+    return itertools.islice(flax_cases.layers(in_features, out_features), 0, None, 2)
+
+
+def test_eager_layers_promote_no_ranks_and_bring_nothing_to_the_device():
+    x = jax.device_put(reference.draw((2, 3, 62)))
+    for layer in butterflies(62, 45):  # Padded and cut.
+        with jax.numpy_rank_promotion("raise"), jax.transfer_guard("disallow"):
+            y = layer(x)
+        np.testing.assert_allclose(y, jax.jit(layer)(x), atol=1e-6)
+
+
+def test_layers_are_exported_for_any_batch():
+    rows = jax.export.symbolic_shape("b, t")
+    x = reference.draw((2, 3, 62))
+    for layer in butterflies(62, 45):
+        argument = jax.ShapeDtypeStruct((*rows, 62), "float32")
+        exported = jax.export.export(jax.jit(layer))(argument)
+        np.testing.assert_allclose(exported.call(x), layer(x), atol=1e-6)

@@ -259,6 +259,65 @@ def test_export(name):
     assert reference.relative_error(y, expected) < bound
 
 
+SYMBOLIC = bj.Chain.square_dyadic(64)  # Of blocks for which the batch matters.
+
+
+def symbolic_batch(axis):
+    """x of two batch axes whose sizes nobody knows."""
+    shape = [*jax.export.symbolic_shape("rows, columns")]
+    shape.insert(axis % 3, SYMBOLIC.in_features)
+    return jax.ShapeDtypeStruct(shape, "float32")
+
+
+@pytest.mark.parametrize("name", [*XLA, None])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_export_for_any_batch(name, axis):
+    factors = reference.draw_factors(SYMBOLIC)
+    bias = reference.draw((64,), seed=7)
+
+    @jax.jit
+    def step(x):
+        def loss(x):
+            y = bj.butterfly(
+                x,
+                factors,
+                bias=bias,
+                axis=axis,
+                implementation=name,
+                precision="highest",
+            )
+            return (y**2).sum() / 2, y
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    sparse = jax.export.DisabledSafetyCheck.custom_call("cpu_csr_sparse_dense_ffi")
+    exported = jax.export.export(step, disabled_checks=[sparse])(symbolic_batch(axis))
+    x = reference.draw((15, 64), seed=8)
+    dx, y = exported.call(np.moveaxis(x.reshape(3, 5, 64), -1, axis))
+    expected = reference.apply(x, factors) + reference.wide(bias)
+    expected_dx, _ = reference.gradients(x, factors, expected)
+    bound = 2 * tolerance("float32", len(SYMBOLIC))
+    for actual, truth in [(y, expected), (dx, expected_dx)]:
+        actual = np.moveaxis(actual, axis, -1).reshape(15, 64)
+        assert reference.relative_error(actual, truth) < bound
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_export_for_any_batch_and_a_gpu(axis):
+    factors = reference.draw_factors(SYMBOLIC)
+
+    def exported(name):
+        step = functools.partial(bj.butterfly, axis=axis, implementation=name)
+        export = jax.export.export(jax.jit(step), platforms=["cuda"])
+        return export(symbolic_batch(axis), factors)
+
+    assert "rows" in str(exported(None).out_avals)
+    for kernel in KERNELS:
+        message = f"'{kernel}' is a kernel.*every size as a number, but x has .*rows"
+        with pytest.raises(NotImplementedError, match=message):
+            exported(kernel)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)  # Not in the interpreter.
 def test_export_for_a_gpu_with_gradients(kernel):
     x = reference.draw((5, 8))
@@ -324,6 +383,30 @@ def test_bias_and_activation(name, axis, activation):
         assert reference.relative_error(actual, expected) < bound
 
 
+@pytest.mark.parametrize("name", XLA)
+@both_layouts
+def test_no_ranks_are_promoted(name, axis):
+    factors = reference.draw_factors(HALF)
+    bias = reference.draw((HALF.out_features,), seed=7)
+    x = reference.draw((2, 3, HALF.in_features))
+    x = np.moveaxis(x, -1, axis)
+
+    def loss(*at):
+        x, factors, bias = at
+        y = bj.butterfly(
+            x, factors, bias=bias, axis=axis, activation="gelu", implementation=name
+        )
+        return y.sum(), y
+
+    with jax.numpy_rank_promotion("raise"):
+        _, y = jax.grad(loss, (0, 1, 2), has_aux=True)(x, factors, bias)
+    rows = np.moveaxis(x, axis, -1).reshape(6, -1)
+    sums = reference.apply(rows, factors) + reference.wide(bias)
+    actual = np.moveaxis(y, axis, -1).reshape(6, -1)
+    error = reference.relative_error(actual, reference.activate(sums, "gelu"))
+    assert error < tolerance("float32", len(HALF), tf32=True)
+
+
 def call_with_bias(name, axis, x, factors, bias, **kwargs):
     return call(name, axis, bias=bias, **kwargs)(x, factors)
 
@@ -364,7 +447,7 @@ def test_registered_function_is_selectable(monkeypatch):
 
     @bj.implementations.register("vmap")
     def vmap(x, factors, *, axis, precision, preferred_element_type):
-        assert axis == -1
+        assert axis == -1 and x.ndim == 2
         for w in reversed(factors):
             a, b, c, d = w.shape
             block = functools.partial(jnp.einsum, "l,jl->j", precision=precision)

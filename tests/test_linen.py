@@ -1,3 +1,4 @@
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,3 +124,31 @@ def test_chain_too_small():
     message = "chain maps 16 -> 16 features, too few for a layer of 10 -> 20"
     with pytest.raises(ValueError, match=message):
         layer.init(jax.random.key(0), jnp.ones((2, 10)))
+
+
+def test_apply_draws_no_weights():
+    drawn = []
+
+    def init(key, shape, dtype):
+        drawn.append(shape)
+        return jnp.ones(shape, dtype)
+
+    layer = bj.linen.Butterfly(16, kernel_init=init)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, 16)))
+    assert len(drawn) == 2
+    layer.apply(variables, jnp.ones((2, 16)))
+    assert len(drawn) == 2
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r"\(4, 4, 4, 1\)"):
+        bj.linen.Butterfly(16, chain=bj.Chain([(2, 8, 8, 1)])).apply(
+            {"params": {"factor_0": jnp.ones((4, 4, 4, 1)), "bias": jnp.ones(16)}},
+            jnp.ones((2, 16)),
+        )
+
+
+@pytest.mark.parametrize("names", [("in", "out"), jax.P("in", "out"), "blocks"])
+def test_a_factor_has_four_partitioning_names(names):
+    names_it = nn.with_partitioning(nn.initializers.ones, names)
+    layer = bj.linen.Butterfly(16, kernel_init=names_it)
+    message = r"kernel_init has . partitioning names, .*four axes, \(a, b, c, d\)"
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.ones((2, 16)))

@@ -130,3 +130,14 @@ def test_errors():
     layer = bj.nnx.Butterfly(31, 47, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"shape \(2, 32\) must have in_features=31"):
         layer(jnp.ones((2, 32)))
+
+
+@pytest.mark.parametrize("names", [("in", "out"), jax.P("in", "out")], ids=["", "P"])
+def test_a_factor_has_four_partitioning_names(names):
+    message = r"2 partitioning names, \('in', 'out'\), but a factor has four axes"
+    init = nnx.with_partitioning(nnx.initializers.ones, names)
+    with pytest.raises(ValueError, match="kernel_init has " + message):
+        bj.nnx.Butterfly(16, 16, kernel_init=init, rngs=nnx.Rngs(0))
+    metadata = {"out_sharding": names}
+    with pytest.raises(ValueError, match="kernel_metadata has " + message):
+        bj.nnx.Butterfly(16, 16, kernel_metadata=metadata, rngs=nnx.Rngs(0))

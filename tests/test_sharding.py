@@ -7,15 +7,13 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import butterjax as bj
-from tests import reference
+from tests import flax_cases, reference
 
 CHAIN = bj.Chain.monarch(64, 64)
 FACTORS = reference.draw_factors(CHAIN, seed=1)
@@ -160,22 +158,12 @@ def test_explicitly_sharded_weights_are_brought_together(name):
         assert one.sharding == array.sharding
 
 
-def layers(in_features, out_features):
-    """Each Flax module of these sizes and what it stands for, ready to be called."""
-    x = jnp.ones((1, in_features))
-    for module in (bj.linen.Butterfly, nn.Dense):
-        layer = module(out_features)
-        yield functools.partial(layer.apply, layer.init(jax.random.key(0), x))
-    for module in (bj.nnx.Butterfly, nnx.Linear):
-        yield module(in_features, out_features, rngs=nnx.Rngs(0))
-
-
 @explicit_and_auto
 @pytest.mark.parametrize("sharded", SPECS)
 def test_padded_layers_shard_as_dense_ones(sharded, kind):
     mesh = mesh_of(kind)
     x = placed(reference.draw((8, 4, 62)), mesh, SPECS[sharded][0])
-    results = [jax.jit(layer)(x) for layer in layers(62, 62)]
+    results = [jax.jit(layer)(x) for layer in flax_cases.layers(62, 62)]
     for one, other in zip(results[::2], results[1::2], strict=True):
         assert one.sharding.is_equivalent_to(other.sharding, 3)
         if sharded == "batch":
@@ -184,7 +172,7 @@ def test_padded_layers_shard_as_dense_ones(sharded, kind):
 
 def test_out_sharding_is_that_of_linear():
     mesh = mesh_of(AxisType.Explicit)
-    *_, butterfly, linear = layers(62, 62)
+    *_, butterfly, linear = flax_cases.layers(62, 62)
     for spec in (PartitionSpec("data", None, "model"), PartitionSpec(None, "model")):
         x = placed(reference.draw((8, 4, 62)), mesh, ("data", None, None))
         with jax.set_mesh(mesh):
