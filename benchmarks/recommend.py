@@ -131,13 +131,11 @@ def advice(best: Option) -> str:
 def source(found: Recommendation, dtype: str) -> str:
     """Where the times are from."""
     if found.is_measured:
-        return "Times were measured on this device, beside a dense layer (quartiles)."
+        return f"{found.source} Ratios are quartiles."
     rates = found.rates
     assert rates is not None
     return (
-        "No row of this layer on this device was found. Times are those of the floor "
-        f"model, not measured ones, with rates that are {rates.source}: "
-        f"{words.rate(rates.copy_rate)}B/s of memory, "
+        f"{found.source} The rates: {words.rate(rates.copy_rate)}B/s of memory, "
         f"{words.rate(rates.matmul_rates[dtype])}FLOP/s of {dtype} products, "
         f"{1e6 * rates.launch_seconds:.3g} µs per launch."
     )

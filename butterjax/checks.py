@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+_LARGEST = 2**31 - 1  # Features that an axis can have.
 _LONGEST = 120  # Characters of a value in a message.
 
 
@@ -45,6 +46,19 @@ def integer(function: str, name: str, value: Any, *, least: int | None = None) -
     return number
 
 
+def size(function: str, name: str, value: Any) -> int:
+    """A number of features as an int.
+
+    Raises:
+      TypeError: if it is no integer.
+      ValueError: if it is below 1, or more than an axis can have.
+    """
+    number = integer(function, name, value, least=1)
+    if number > _LARGEST:
+        raise ValueError(f"{function}: {name} must be at most {_LARGEST}, got {number}")
+    return number
+
+
 def boolean(function: str, name: str, value: Any) -> bool:
     """The value as a bool.
 
@@ -63,9 +77,8 @@ def choice(function: str, name: str, value: Any, choices: Collection[Any]) -> No
       ValueError: if it is none of them.
     """
     # Lists and arrays are not to be compared, nor is True the number 1.
-    for one in choices:
-        if type(one) is type(value) and one == value:
-            return
+    if any(isinstance(value, type(one)) and value == one for one in choices):
+        return
     known = ", ".join(map(str, choices))
     raise ValueError(f"{function}: {name} must be one of {known}; got {shown(value)}")
 
@@ -74,19 +87,21 @@ def axis(function: str, value: Any) -> None:
     """Checks that the feature axis of a matrix is 0 or -1.
 
     Raises:
-      ValueError: if it is not.
+      TypeError: if it is no integer.
+      ValueError: if it is another one.
     """
-    choice(function, "axis", value, (0, -1))
+    if integer(function, "axis", value) not in (0, -1):
+        raise ValueError(f"{function}: axis must be 0 or -1, got {value}")
 
 
-def callable_(function: str, name: str, value: Any) -> None:
+def function(caller: str, name: str, value: Any) -> None:
     """Checks that the value can be called.
 
     Raises:
       TypeError: if it cannot.
     """
     if not callable(value):
-        raise TypeError(f"{function}: {name} must be a function, got {shown(value)}")
+        raise TypeError(f"{caller}: {name} must be a function, got {shown(value)}")
 
 
 def instance(

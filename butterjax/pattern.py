@@ -277,13 +277,12 @@ class Chain:
                 "Chain.from_shape: give one of num_factors and max_block, got "
                 f"num_factors={num_factors}, max_block={max_block}"
             )
-        size = functools.partial(checks.integer, "Chain")
-        in_features = size("in_features", in_features, least=1)
-        out_features = size("out_features", out_features, least=1)
+        in_features = checks.size("Chain", "in_features", in_features)
+        out_features = checks.size("Chain", "out_features", out_features)
         if num_factors is not None:
-            length = size("num_factors", num_factors, least=1)
+            length = checks.integer("Chain", "num_factors", num_factors, least=1)
             return cls(split(in_features, out_features, length))
-        largest = size("max_block", max_block, least=2)
+        largest = checks.integer("Chain", "max_block", max_block, least=2)
         return cls(split_by_block(in_features, out_features, largest))
 
     def __len__(self) -> int:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 Sizes = tuple[int, int, int, int]  # (a, b, c, d)
 
-# Features that an axis can have; and so trial division takes no longer than a few ms.
-_LARGEST = 2**31 - 1
+_MOST_FACTORS = 31  # A size has no more prime factors.
 _SCANNED = 1000  # Sizes on either side among which errors look for one that suits.
 _MOST_STEPS = 200_000  # Of a search: some tenths of a second.
 
@@ -54,7 +53,7 @@ def split(in_features: int, out_features: int, num_factors: int) -> tuple[Sizes,
       ValueError: if a size is not a product of so many integers above 1, or there are
         too many ways.
     """
-    if num_factors > _LARGEST.bit_length():
+    if num_factors > _MOST_FACTORS:
         raise ValueError(
             f"Chain: num_factors={num_factors} is more than any size has prime factors"
         )
@@ -63,7 +62,6 @@ def split(in_features: int, out_features: int, num_factors: int) -> tuple[Sizes,
         return len(_prime_factors(n)) >= num_factors or num_factors == 1
 
     for name, size in (("in_features", in_features), ("out_features", out_features)):
-        _check_size(name, size)
         if not suits(size):
             raise ValueError(
                 f"Chain: {name}={size} is not a product of num_factors={num_factors} "
@@ -90,7 +88,6 @@ def split_by_block(
         return max(_prime_factors(n), default=1) <= max_block
 
     for name, size in (("in_features", in_features), ("out_features", out_features)):
-        _check_size(name, size)
         if not suits(size):
             raise ValueError(
                 f"Chain: {name}={size} has a prime factor above max_block={max_block}; "
@@ -105,11 +102,6 @@ def split_by_block(
         f"common number of factors with blocks of at most max_block={max_block}; the "
         f"narrower end allows {most} factors: raise max_block"
     )
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > _LARGEST:
-        raise ValueError(f"Chain: {name} must be at most {_LARGEST}, got {size}")
 
 
 class _Blocks:
