@@ -61,9 +61,10 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"What is not a flag has no meaning here: {argv[1:]}")
     given = flags.FLAGS
+    in_features: int = given.get_flag_value("in", 0)
     try:
         found = recommend(
-            given["in"].value,
+            in_features,
             given.out,
             batch=given.batch,
             dtype=given.dtype,

@@ -574,17 +574,26 @@ def test_operands_that_are_no_chains():
     ],
 )
 def test_short_names_of_dtypes_are_taken_everywhere(short, name):
-    y = bj.butterfly(X, ONES, preferred_element_type=short)
-    assert y.dtype == name
-    assert {factor.dtype.name for factor in bj.init(KEY, CHAIN, short)} == {name}
     x = jnp.ones((2, 8))
-    linen_layer = bj.linen.Butterfly(8, dtype=short, param_dtype=short)
-    y, variables = linen_layer.init_with_output(KEY, x)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((y, variables))} == {name}
-    layer = nnx_layer(dtype=short, param_dtype=short)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(layer))} == {name}
-    assert layer(x).dtype == name
-    assert nnx_layer(preferred_element_type=short, dtype="f16")(x).dtype is not None
+
+    def outputs():
+        layers = [
+            nnx_layer(dtype=short, param_dtype=short),
+            nnx_layer(param_dtype="bf16", preferred_element_type=short, use_bias=False),
+        ]
+        return [
+            bj.butterfly(X, ONES, preferred_element_type=short),
+            *bj.init(KEY, CHAIN, short),
+            *bj.linen.Butterfly(8, dtype=short, param_dtype=short).init_with_output(
+                KEY, x
+            ),
+            layers[0].factors,
+            layers[0].bias[...],
+            [layer(x) for layer in layers],
+        ]
+
+    leaves = jax.tree.leaves(jax.eval_shape(outputs))
+    assert {leaf.dtype.name for leaf in leaves} == {name}
     if name != "complex64":
         recommend = bj.planning.recommend
         by_name = recommend(8, 8, **RECOMMEND | {"dtype": name})
