@@ -98,8 +98,6 @@ def register(name: str) -> Callable[[_F], _F]:
     """
     checks.instance("register", "name", name, str, "a string")
 
-    add_fused = register_fused(name)
-
     def add(function: _F) -> _F:
         checks.function("register", "function", function)
         _add(name, with_epilogue(function))
