@@ -76,8 +76,12 @@ def result_files(named: Sequence[str]) -> list[pathlib.Path]:
     """The files that are named, or those that come with this or were written here."""
     if named:
         return [pathlib.Path(name) for name in named]
+    # Other programs' files hold rows of other things.
+    shipped = (
+        path for name in _PROGRAMS for path in sorted(_SHIPPED.glob(f"{name}_*.jsonl"))
+    )
     written = (_WRITTEN / name / f"{name}.jsonl" for name in _PROGRAMS)
-    return [*sorted(_SHIPPED.glob("*.jsonl")), *filter(pathlib.Path.exists, written)]
+    return [*shipped, *filter(pathlib.Path.exists, written)]
 
 
 def device_named(wanted: str, known: Iterable[str]) -> str:
