@@ -76,8 +76,12 @@ def result_files(named: Sequence[str]) -> list[pathlib.Path]:
     """The files that are named, or those that come with this or were written here."""
     if named:
         return [pathlib.Path(name) for name in named]
+    # Other programs' files hold rows of other things.
+    shipped = (
+        path for name in _PROGRAMS for path in sorted(_SHIPPED.glob(f"{name}_*.jsonl"))
+    )
     written = (_WRITTEN / name / f"{name}.jsonl" for name in _PROGRAMS)
-    return [*sorted(_SHIPPED.glob("*.jsonl")), *filter(pathlib.Path.exists, written)]
+    return [*shipped, *filter(pathlib.Path.exists, written)]
 
 
 def device_named(wanted: str, known: Iterable[str]) -> str:
@@ -131,13 +135,11 @@ def advice(best: Option) -> str:
 def source(found: Recommendation, dtype: str) -> str:
     """Where the times are from."""
     if found.is_measured:
-        return "Times were measured on this device, beside a dense layer (quartiles)."
+        return f"{found.source} Ratios are quartiles."
     rates = found.rates
     assert rates is not None
     return (
-        "No row of this layer on this device was found. Times are those of the floor "
-        f"model, not measured ones, with rates that are {rates.source}: "
-        f"{words.rate(rates.copy_rate)}B/s of memory, "
+        f"{found.source} The rates: {words.rate(rates.copy_rate)}B/s of memory, "
         f"{words.rate(rates.matmul_rates[dtype])}FLOP/s of {dtype} products, "
         f"{1e6 * rates.launch_seconds:.3g} µs per launch."
     )

@@ -2,23 +2,22 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from butterjax import implementations, planning
+from butterjax import array_checks, checks, implementations, planning
 from butterjax.implementations.batches import unsharded
-from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
 from pallas_kernels.common.epilogue import ACTIVATIONS, Activation
 
 
 def butterfly(
     x: ArrayLike,
-    factors: Sequence[ArrayLike],
+    factors: Iterable[ArrayLike],
     *,
     axis: int = -1,
     bias: ArrayLike | None = None,
@@ -49,32 +48,24 @@ def butterfly(
       implementation: one of `butterjax.implementations.names()`; None takes the one
         that `butterjax.planning.choose` expects to be fastest.
       precision: as in `jax.lax.dot_general`.
-      preferred_element_type: dtype of the result; None for that of the operands.
+      preferred_element_type: dtype of the result, or its name ("bfloat16" or "bf16");
+        None for that of the operands.
 
     Returns:
       Array of the shape of x, with out_features = a·b·d of the first factor along
       `axis`.
 
     Raises:
-      ValueError: if sizes or ranks do not fit, or `implementation` or `activation` is
-        unknown.
-      TypeError: if a dtype is not supported, or an activation is asked of complex
-        numbers.
+      ValueError: if sizes or ranks do not fit, or `implementation`, `activation` or
+        `precision` is unknown.
+      TypeError: if an argument is of another kind (`factors` a dict, x a string), a
+        dtype is not supported, or an activation is asked of complex numbers.
       NotImplementedError: if the named implementation does not support the case.
     """
-    if hasattr(factors, "shape"):
-        raise ValueError(
-            "butterfly: factors must be a sequence of arrays, one for each factor, "
-            f"got one array of shape {jnp.shape(factors)}"
-        )
-    x, arrays = jnp.asarray(x), tuple(map(jnp.asarray, factors))
-    for i, factor in enumerate(arrays):
-        if factor.ndim != 4:
-            raise ValueError(
-                f"butterfly: factors[{i}] must have the shape (a, b, c, d) of its "
-                f"pattern, got shape {factor.shape}"
-            )
+    x = array_checks.array("butterfly", "x", x)
+    arrays = array_checks.factors("butterfly", factors)
     chain = Chain.of(arrays)
+    axis = checks.integer("butterfly", "axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"butterfly: axis={axis} is out of range for x of shape {x.shape}"
@@ -85,19 +76,23 @@ def butterfly(
             f"axis {axis}, but the last factor, of shape {arrays[-1].shape}, takes "
             f"a·c·d = {chain.in_features}"
         )
-    dtype = _check_dtype("x and factors", jnp.result_type(x, *arrays))
+    dtype = array_checks.operands_dtype("butterfly", "x and factors", x, *arrays)
     out_dtype = dtype
     if preferred_element_type is not None:
-        out_dtype = _check_dtype("preferred_element_type", preferred_element_type)
+        out_dtype = array_checks.dtype(
+            "butterfly", "preferred_element_type", preferred_element_type
+        )
         if _is_complex(dtype) and not _is_complex(out_dtype):
             raise TypeError(
                 f"butterfly: preferred_element_type={out_dtype.name} drops the "
                 f"imaginary part of operands of dtype {dtype.name}"
             )
     if bias is not None:
-        bias = _check_bias(jnp.asarray(bias), chain.out_features, out_dtype)
-    if activation is not None:
-        _check_activation(activation, out_dtype)
+        bias = _check_bias(bias, chain.out_features, out_dtype)
+    _check_activation(activation, out_dtype)
+    names = (None, *implementations.names())
+    checks.choice("butterfly", "implementation", implementation, names)
+    array_checks.precision("butterfly", precision)
     axis %= x.ndim
     if implementation is None:
         implementation = planning.choose(
@@ -125,23 +120,14 @@ def _known_size(shape: tuple[Any, ...]) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _check_dtype(what: str, dtype: DTypeLike) -> jnp.dtype:
-    name = jnp.dtype(dtype).name
-    if name not in SUPPORTED_DTYPES:
-        raise TypeError(
-            f"butterfly: the dtype of {what} must be one of "
-            f"{', '.join(SUPPORTED_DTYPES)}; got {name}"
-        )
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def _check_bias(bias: jax.Array, out_features: int, out_dtype: jnp.dtype) -> jax.Array:
+def _check_bias(given: ArrayLike, out_features: int, out_dtype: jnp.dtype) -> jax.Array:
+    bias = array_checks.array("butterfly", "bias", given)
     if bias.shape != (out_features,):
         raise ValueError(
             f"butterfly: bias must have the shape (out_features,) = ({out_features},), "
             f"got {bias.shape}"
         )
-    dtype = _check_dtype("bias", bias.dtype)
+    dtype = array_checks.operands_dtype("butterfly", "bias", bias)
     if _is_complex(dtype) and not _is_complex(out_dtype):
         raise TypeError(
             f"butterfly: a bias of dtype {dtype.name} does not fit a result of dtype "
@@ -150,13 +136,9 @@ def _check_bias(bias: jax.Array, out_features: int, out_dtype: jnp.dtype) -> jax
     return bias
 
 
-def _check_activation(activation: str, out_dtype: jnp.dtype) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"butterfly: activation must be None or one of {', '.join(ACTIVATIONS)}; "
-            f"got {activation!r}"
-        )
-    if _is_complex(out_dtype):
+def _check_activation(activation: str | None, out_dtype: jnp.dtype) -> None:
+    checks.choice("butterfly", "activation", activation, (None, *ACTIVATIONS))
+    if activation is not None and _is_complex(out_dtype):
         raise TypeError(
             f"butterfly: activation={activation!r} is not defined for {out_dtype.name}"
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from butterjax import array_checks, checks, implementations
 from butterjax.apply import butterfly
 from butterjax.implementations.batches import unsharded
 from butterjax.pattern import Chain
@@ -30,20 +31,61 @@ def default_chain(in_features: int, out_features: int) -> Chain:
       A chain of at least these in- and out-features.
 
     Raises:
-      ValueError: if a size is below 1.
+      TypeError: if a size is no integer.
+      ValueError: if it is below 1 or above 2³¹ - 1.
     """
+    in_features = checks.size("default_chain", "in_features", in_features)
+    out_features = checks.size("default_chain", "out_features", out_features)
     dense = Chain([(1, out_features, in_features, 1)])
     monarch = Chain.monarch(_balanced_size(in_features), _balanced_size(out_features))
     return min(dense, monarch, key=lambda chain: chain.num_weights)
 
 
-def check_chain(chain: Chain, in_features: int, out_features: int) -> None:
-    """Raises ValueError if a layer of these sizes does not fit into the chain."""
+def layer_chain(chain: Chain | None, in_features: int, out_features: int) -> Chain:
+    """The chain of a layer, `default_chain` where it is given none.
+
+    Raises:
+      TypeError: if `chain` is no chain.
+      ValueError: if a layer of these sizes does not fit into it.
+    """
+    if chain is None:
+        return default_chain(in_features, out_features)
+    array_checks.chain("Butterfly", "chain", chain)
     if chain.in_features < in_features or chain.out_features < out_features:
         raise ValueError(
             f"Butterfly: chain maps {chain.in_features} -> {chain.out_features} "
             f"features, too few for a layer of {in_features} -> {out_features}"
         )
+    return chain
+
+
+def check_layer(
+    *,
+    use_bias: bool,
+    kernel_init: Any,
+    bias_init: Any,
+    promote_dtype: Any,
+    implementation: str | None,
+    precision: jax.lax.PrecisionLike,
+) -> None:
+    """Checks what both Flax modules are made with; raises TypeError or ValueError."""
+    checks.boolean("Butterfly", "use_bias", use_bias)
+    checks.function("Butterfly", "kernel_init", kernel_init)
+    checks.function("Butterfly", "bias_init", bias_init)
+    checks.function("Butterfly", "promote_dtype", promote_dtype)
+    names = (None, *implementations.names())
+    checks.choice("Butterfly", "implementation", implementation, names)
+    array_checks.precision("Butterfly", precision)
+
+
+def check_inputs(inputs: Any) -> jax.Array:
+    """The input of a layer as an array; raises ValueError where it has no axis."""
+    x = array_checks.array("Butterfly", "inputs", inputs)
+    if x.ndim == 0:
+        raise ValueError(
+            "Butterfly: inputs must have the features as their last axis, got shape ()"
+        )
+    return x
 
 
 def check_partitioning(argument: str, names: Any) -> None:

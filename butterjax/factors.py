@@ -1,39 +1,44 @@
 """Plain functions on the factors of a chain: products, transposes, dense matrices.
 
 `factors` is everywhere a sequence of arrays, one per factor, each of the shape
-(a, b, c, d) of its pattern, in the order of the matrix product W = K₁K₂…K_L.
+(a, b, c, d) of its pattern, in the order of the matrix product W = K₁K₂…K_L: a tuple,
+a list or a generator, of JAX or NumPy arrays. All functions raise TypeError where it is
+no sequence of arrays, and ValueError where it is empty or a single array, an array has
+not four axes, or neighbours disagree on their inner size.
 """
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from butterjax import array_checks
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
 
 
-def transpose(factors: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def transpose(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
     """Factors of Wᵀ = K_Lᵀ…K₁ᵀ, of shapes (a, c, b, d)."""
-    return tuple(jnp.swapaxes(factor, 1, 2) for factor in reversed(factors))
+    arrays = _checked("transpose", factors)
+    return tuple(jnp.swapaxes(factor, 1, 2) for factor in reversed(arrays))
 
 
-def conjugate(factors: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def conjugate(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
     """Factors of the complex conjugate of W, entry by entry."""
-    return tuple(jnp.conj(factor) for factor in factors)
+    return tuple(map(jnp.conj, _checked("conjugate", factors)))
 
 
-def adjoint(factors: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def adjoint(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
     """Factors of the conjugate transpose of W."""
-    return conjugate(transpose(factors))
+    return conjugate(transpose(_checked("adjoint", factors)))
 
 
 def fuse(
-    factors: Sequence[jax.Array],
+    factors: Iterable[ArrayLike],
     partition: Sequence[int],
     *,
     precision: jax.lax.PrecisionLike = None,
@@ -54,22 +59,25 @@ def fuse(
 
     Raises:
       ValueError: if the lengths do not add up, or a run is not chainable.
+      TypeError: if the factors are of integers.
     """
-    chain = Chain.of(factors)
+    arrays = _checked("fuse", factors)
+    array_checks.precision("fuse", precision)
+    chain = Chain.of(arrays)
     chain.fuse(partition)  # Raises where a run has no pattern.
     multiply = functools.partial(_product, precision=precision)
     fused = []
-    rest = list(factors)
+    rest = arrays
     for run in chain.runs(partition):
         taken, rest = rest[: len(run)], rest[len(run) :]
-        dtype = jnp.result_type(*taken)
+        dtype = array_checks.operands_dtype("fuse", "factors", *taken)
         wide = [factor.astype(accumulation_dtype(dtype, dtype)) for factor in taken]
         fused.append(functools.reduce(multiply, wide).astype(dtype))
     return tuple(fused)
 
 
 def to_dense(
-    factors: Sequence[jax.Array], *, precision: jax.lax.PrecisionLike = None
+    factors: Iterable[ArrayLike], *, precision: jax.lax.PrecisionLike = None
 ) -> jax.Array:
     """The matrix W = K₁K₂…K_L.
 
@@ -81,10 +89,13 @@ def to_dense(
       Array of shape (out_features, in_features).
 
     Raises:
-      ValueError: if neighbouring factors disagree on their inner size.
+      TypeError: if the factors are of integers, which products would round.
     """
-    fused = fuse(factors, _longest_runs(Chain.of(factors)), precision=precision)
-    dtype = jnp.result_type(*fused)
+    arrays = _checked("to_dense", factors)
+    dtype = array_checks.operands_dtype("to_dense", "factors", *arrays)
+    array_checks.precision("to_dense", precision)
+    promoted = [factor.astype(dtype) for factor in arrays]
+    fused = fuse(promoted, _longest_runs(Chain.of(arrays)), precision=precision)
     dense = _factor_to_dense(fused[-1].astype(accumulation_dtype(dtype, dtype)))
     for factor in reversed(fused[:-1]):
         dense = apply_factor(
@@ -128,6 +139,13 @@ def apply_factor(
         preferred_element_type=accumulation_dtype(x.dtype, preferred_element_type),
     ).astype(preferred_element_type)
     return y.reshape(*before, a * b * d, *after)
+
+
+def _checked(function: str, factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
+    """The factors as arrays that follow one another."""
+    arrays = array_checks.factors(function, factors)
+    Chain.of(arrays)  # Raises where two neighbours disagree.
+    return arrays
 
 
 def _longest_runs(chain: Chain) -> tuple[int, ...]:

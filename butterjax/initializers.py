@@ -1,5 +1,6 @@
 """Random and structured factors for a chain."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal
 from jax.typing import DTypeLike
 
+from butterjax import array_checks, checks
 from butterjax.pattern import Chain, Pattern
 
 
@@ -26,7 +28,7 @@ def init(
     Args:
       key: a PRNG key.
       chain: the patterns.
-      dtype: dtype of the factors.
+      dtype: dtype of the factors, or its name ("bfloat16" or "bf16").
       initializer: an initialiser of `jax.nn.initializers` or `flax`, called once for
         each block with the shape (c, b), that of a dense kernel (in, out).
         `orthogonal()` and `butterjax.initializers.identity()` make orthogonal and
@@ -34,17 +36,30 @@ def init(
 
     Returns:
       Arrays of shapes (a, b, c, d).
+
+    Raises:
+      TypeError: if an argument is of another kind (`chain` a list, say).
+      ValueError: if the initialiser returns another shape than it is asked for.
     """
+    key = array_checks.key("init", "key", key)
+    array_checks.chain("init", "chain", chain)
+    dtype = array_checks.stored_dtype("init", "dtype", dtype)
     initializer = lecun_normal() if initializer is None else initializer
     keys = jax.random.split(key, len(chain))
     return tuple(
-        init_factor(initializer, one, pattern, dtype)
+        init_factor(initializer, one, pattern, dtype, caller="init", name="initializer")
         for one, pattern in zip(keys, chain, strict=True)
     )
 
 
 def init_factor(
-    initializer: Initializer, key: jax.Array, pattern: Pattern, dtype: DTypeLike
+    initializer: Initializer,
+    key: jax.Array,
+    pattern: Pattern,
+    dtype: DTypeLike,
+    *,
+    caller: str = "Butterfly",
+    name: str = "kernel_init",
 ) -> jax.Array:
     """One factor, its a·d blocks drawn independently by `initializer`.
 
@@ -56,16 +71,55 @@ def init_factor(
       key: a PRNG key.
       pattern: the factor's pattern.
       dtype: dtype of the factor.
+      caller: who asks, for messages.
+      name: of the argument that the initialiser is, for messages.
 
     Returns:
       Array of shape (a, b, c, d).
+
+    Raises:
+      TypeError: if the initialiser is no function.
+      ValueError: if it returns anything but one array of the shape (c, b).
     """
     a, b, c, d = pattern
+    draw = checked(initializer, caller=caller, name=name)
     keys = jax.random.split(key, a * d)
-    blocks = jax.vmap(lambda one: initializer(one, (c, b), dtype))(keys)
+    blocks = jax.vmap(lambda one: draw(one, (c, b), dtype))(keys)
     return jax.tree.map(
         lambda leaf: leaf.reshape(a, d, c, b).transpose(0, 3, 2, 1), blocks
     )
+
+
+def checked(
+    initializer: Initializer,
+    *,
+    caller: str,
+    name: str,
+    content: Callable[[Any], Any] = jax.tree.leaves,
+) -> Callable[..., Any]:
+    """The initialiser, which raises ValueError where it returns another shape.
+
+    Args:
+      initializer: called with (key, shape, dtype).
+      caller: who asks, for messages.
+      name: of the argument that the initialiser is, for messages.
+      content: what is in the box that the initialiser wraps its result in, as a list.
+
+    Raises:
+      TypeError: if the initialiser is no function.
+    """
+    checks.function(caller, name, initializer)
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        made = initializer(key, shape, dtype)
+        if [getattr(leaf, "shape", None) for leaf in content(made)] != [shape]:
+            raise ValueError(
+                f"{caller}: {name} must return an array of the shape it is called "
+                f"with, {shape}, got {checks.shown(made)}"
+            )
+        return made
+
+    return draw
 
 
 def identity() -> Initializer:

@@ -12,13 +12,16 @@ from flax.nnx.nn import dtypes
 from flax.typing import Array, Dtype, Initializer, PrecisionLike
 from jax.sharding import NamedSharding, PartitionSpec
 
+from butterjax import array_checks, checks
 from butterjax.dense_like import (
     apply_layer,
-    check_chain,
+    check_inputs,
+    check_layer,
     check_partitioning,
-    default_chain,
+    layer_chain,
 )
-from butterjax.initializers import init_factor
+from butterjax.initializers import checked, init_factor
+from butterjax.parameters import factor_names
 from butterjax.pattern import Chain, Pattern
 
 default_kernel_init = nnx.initializers.lecun_normal()
@@ -29,8 +32,9 @@ class Butterfly(nnx.Module):
     """A linear transformation over the last axis whose matrix is a butterfly chain.
 
     Takes the place of `flax.nnx.Linear`: y = K₁K₂…K_L x + bias, with the weights of
-    each factor in a parameter of its own, `factor_0` (the leftmost) to
-    `factor_{L-1}` of shapes (a, b, c, d), and `bias` of shape (out_features,).
+    each factor in a parameter of its own, `factor_00` (the leftmost), `factor_01` and
+    so on, of shapes (a, b, c, d), and `bias` of shape (out_features,). `factors` is the
+    tuple of them, and `butterjax.factors_of` finds them in a layer's state.
 
     Sizes that do not factor well are padded with zeros and the result is cut to size;
     `butterjax.default_chain` tells the chain used for given sizes. There is no
@@ -40,8 +44,9 @@ class Butterfly(nnx.Module):
       in_features: number of input features.
       out_features: number of output features.
       use_bias: whether to add a bias to the output.
-      dtype: dtype of the computation (default: inferred from input and parameters).
-      param_dtype: dtype passed to the initialisers.
+      dtype: dtype of the computation (default: inferred from input and parameters), or
+        its name ("bfloat16" or "bf16").
+      param_dtype: dtype passed to the initialisers, or its name.
       precision: as in `jax.lax.dot_general`.
       kernel_init: initialiser of the factors, called once for each block with the
         shape (c, b), that of a dense kernel (in, out), so that those of
@@ -49,7 +54,7 @@ class Butterfly(nnx.Module):
         `nnx.with_partitioning` it takes four names, for the axes (a, b, c, d).
       bias_init: initialiser of the bias.
       promote_dtype: function that promotes (inputs, *factors, bias) to one dtype.
-      preferred_element_type: dtype of the product's result.
+      preferred_element_type: dtype of the product's result, or its name.
       rngs: rng streams; the `params` stream draws the parameters.
       kernel_metadata: metadata of the factors' `nnx.Param`; its "out_sharding" has four
         names too.
@@ -61,6 +66,7 @@ class Butterfly(nnx.Module):
     Raises:
       ValueError: if `chain` has too few in- or out-features, or factors are partitioned
         by another number of names than four.
+      TypeError: if an argument is of another kind.
     """
 
     def __init__(
@@ -82,28 +88,52 @@ class Butterfly(nnx.Module):
         chain: Chain | None = None,
         implementation: str | None = None,
     ) -> None:
-        chain = chain or default_chain(in_features, out_features)
-        check_chain(chain, in_features, out_features)
+        in_features = checks.size("Butterfly", "in_features", in_features)
+        out_features = checks.size("Butterfly", "out_features", out_features)
+        check_layer(
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            promote_dtype=promote_dtype,
+            implementation=implementation,
+            precision=precision,
+        )
+        checks.instance("Butterfly", "rngs", rngs, nnx.Rngs, "an nnx.Rngs")
+        checks.instance("Butterfly", "kernel_metadata", kernel_metadata, Mapping)
+        checks.instance("Butterfly", "bias_metadata", bias_metadata, Mapping)
         check_partitioning("kernel_metadata", _names_in(kernel_metadata))
-        for i, pattern in enumerate(chain):
+        param_dtype = array_checks.stored_dtype("Butterfly", "param_dtype", param_dtype)
+        chain = layer_chain(chain, in_features, out_features)
+        for name, pattern in zip(factor_names(len(chain)), chain, strict=True):
             factor = _init_factor(kernel_init, rngs.params(), pattern, param_dtype)
-            setattr(self, f"factor_{i}", nnx.Param(factor, **kernel_metadata))
+            setattr(self, name, nnx.Param(factor, **kernel_metadata))
         self.bias: nnx.Param[jax.Array] | None
         if use_bias:
-            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            draw = checked(
+                bias_init, caller="Butterfly", name="bias_init", content=_content
+            )
+            bias = draw(rngs.params(), (out_features,), param_dtype)
             self.bias = nnx.Param(bias, **bias_metadata)
         else:
             self.bias = nnx.data(None)
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
-        self.dtype = dtype
+        self.dtype = array_checks.optional_dtype("Butterfly", "dtype", dtype)
         self.param_dtype = param_dtype
         self.precision = precision
         self.promote_dtype = promote_dtype
-        self.preferred_element_type = preferred_element_type
+        self.preferred_element_type = array_checks.optional_dtype(
+            "Butterfly", "preferred_element_type", preferred_element_type
+        )
         self.chain = chain
         self.implementation = implementation
+
+    @property
+    def factors(self) -> tuple[jax.Array, ...]:
+        """The factors: what `butterjax.butterfly` takes."""
+        names = factor_names(len(self.chain))
+        return tuple(getattr(self, name)[...] for name in names)
 
     def __call__(
         self, inputs: Array, out_sharding: NamedSharding | PartitionSpec | None = None
@@ -118,12 +148,13 @@ class Butterfly(nnx.Module):
         Returns:
           Array of shape (..., out_features).
         """
-        if jnp.shape(inputs)[-1] != self.in_features:
+        inputs = check_inputs(inputs)
+        if inputs.shape[-1] != self.in_features:
             raise ValueError(
-                f"Butterfly: inputs of shape {jnp.shape(inputs)} must have "
+                f"Butterfly: inputs of shape {inputs.shape} must have "
                 f"in_features={self.in_features} along the last axis"
             )
-        factors = [getattr(self, f"factor_{i}")[...] for i in range(len(self.chain))]
+        factors = self.factors
         bias = self.bias[...] if self.bias is not None else None
         inputs, *factors, bias = self.promote_dtype(
             (inputs, *factors, bias), dtype=self.dtype
@@ -140,6 +171,11 @@ class Butterfly(nnx.Module):
         )
 
 
+def _content(made: Any) -> list[Any]:
+    """What an initialiser returned, out of its box if it is in one."""
+    return [made.raw_value if isinstance(made, nnx.VariableMetadata) else made]
+
+
 def _init_factor(
     kernel_init: Initializer, key: jax.Array, pattern: Pattern, dtype: Dtype
 ) -> Any:
@@ -148,12 +184,12 @@ def _init_factor(
 
     def unboxed(
         key: jax.Array, shape: Any, dtype: Any = None, out_sharding: Any = None
-    ) -> jax.Array:
+    ) -> Any:
         block: Any = kernel_init(key, shape, dtype)
         if isinstance(block, nnx.VariableMetadata):
             boxes.append(block)
             block = block.raw_value
-        return jnp.asarray(block)
+        return block
 
     factor = init_factor(unboxed, key, pattern, dtype)
     if not boxes:

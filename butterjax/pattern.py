@@ -14,6 +14,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from butterjax import checks
 from butterjax.sizes import split, split_by_block
 
 
@@ -45,9 +46,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            value = operator.index(getattr(self, name))
-            if value < 1:
-                raise ValueError(f"Pattern: {name} must be at least 1, got {value}")
+            value = checks.integer("Pattern", name, getattr(self, name), least=1)
             object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[int]:
@@ -91,7 +90,12 @@ class Pattern:
 
         Args:
           itemsize: bytes of one element.
+
+        Raises:
+          TypeError: if that is not an integer.
+          ValueError: if it is below 1.
         """
+        itemsize = checks.integer("bytes_per_row", "itemsize", itemsize, least=1)
         return itemsize * (self.in_features + self.out_features)
 
     @property
@@ -111,6 +115,7 @@ class Pattern:
         Returns:
           The rule that is broken, with its numbers, or None if none is.
         """
+        checks.instance("Pattern", "right", right, Pattern)
         names = f"{self}{right}"
         if self.in_features != right.out_features:
             return (
@@ -138,6 +143,8 @@ class Pattern:
         Raises:
           ValueError: if the two are not chainable; the message says why.
         """
+        if not isinstance(right, Pattern):
+            return NotImplemented
         if reason := self.why_not_chainable(right):
             raise ValueError(f"not chainable: {reason}")
         return Pattern(
@@ -164,19 +171,15 @@ class Chain:
 
     Raises:
       ValueError: if there is none, or two neighbours disagree on their inner size.
+      TypeError: if one is not four integers.
     """
 
     patterns: tuple[Pattern, ...]
 
     def __init__(self, patterns: Iterable[Pattern | Sequence[int]]) -> None:
-        made = []
-        for pattern in patterns:
-            sizes = tuple(pattern)
-            if len(sizes) != 4:
-                raise ValueError(
-                    f"Chain: each pattern is four integers (a, b, c, d), got {sizes}"
-                )
-            made.append(Pattern(*sizes))
+        what = "a sequence of patterns (a, b, c, d)"
+        given = checks.sequence("Chain", "patterns", patterns, what)
+        made = [_pattern(f"patterns[{i}]", one) for i, one in enumerate(given)]
         if not made:
             raise ValueError("Chain: patterns must hold at least one pattern")
         for i, (left, right) in enumerate(itertools.pairwise(made)):
@@ -188,10 +191,22 @@ class Chain:
                 )
         object.__setattr__(self, "patterns", tuple(made))
 
-    @classmethod
-    def of(cls, factors: Iterable[Shaped]) -> Self:
-        """The chain whose patterns are the shapes of `factors`."""
-        return cls([factor.shape for factor in factors])
+    @staticmethod
+    def of(factors: Iterable[Shaped]) -> "Chain":
+        """The chain whose patterns are the shapes of `factors`.
+
+        Args:
+          factors: arrays of shapes (a, b, c, d), or `jax.ShapeDtypeStruct`s, in the
+            order of the matrix product.
+
+        Raises:
+          ValueError: if there is none, one has not four axes, or two neighbours
+            disagree on their inner size.
+          TypeError: if it is not a sequence of arrays.
+        """
+        what = "a sequence of arrays, one for each factor"
+        given = checks.sequence("Chain.of", "factors", factors, what)
+        return _chain_of(checks.factor_shapes("Chain.of", given))
 
     @classmethod
     def square_dyadic(cls, n: int) -> Self:
@@ -203,7 +218,7 @@ class Chain:
         Raises:
           ValueError: if n is no such number.
         """
-        n = operator.index(n)
+        n = checks.integer("Chain.square_dyadic", "n", n)
         if n < 2 or n & (n - 1):
             raise ValueError(
                 f"Chain.square_dyadic: n must be a power of two and at least 2, got {n}"
@@ -224,7 +239,7 @@ class Chain:
 
         Raises:
           ValueError: if a size is not the product of two integers above 1; the
-            message names the nearest sizes that are.
+            message names near sizes that are.
         """
         return cls.from_shape(in_features, out_features, num_factors=2)
 
@@ -243,7 +258,7 @@ class Chain:
         in_features = p₁…p_L and out_features = q₁…q_L, and factor i is
         (p₁…p_{i-1}, q_i, p_i, q_{i+1}…q_L). Among all splits, the one that keeps the
         middle sizes at or above the narrower end (so that no rank is lost), then has
-        the fewest weights, then the squarest blocks.
+        the fewest weights, then the squarest blocks, then the smallest ones first.
 
         Args:
           in_features: columns of the product.
@@ -253,22 +268,22 @@ class Chain:
             most max_block × max_block.
 
         Raises:
-          ValueError: if not exactly one of the two is given, or a size has no such
-            split; the message names the nearest sizes that have.
+          ValueError: if not exactly one of the two is given, a size is below 1 or
+            above 2³¹ - 1, or has no such split (the message names near sizes that
+            have), or there are too many ways to search (of millions of features).
         """
         if (num_factors is None) == (max_block is None):
             raise ValueError(
                 "Chain.from_shape: give one of num_factors and max_block, got "
                 f"num_factors={num_factors}, max_block={max_block}"
             )
-        sizes = {"in_features": in_features, "out_features": out_features}
-        for name, size in sizes.items():
-            if operator.index(size) < 1:
-                raise ValueError(f"Chain: {name} must be at least 1, got {size}")
+        in_features = checks.size("Chain", "in_features", in_features)
+        out_features = checks.size("Chain", "out_features", out_features)
         if num_factors is not None:
-            return cls(split(in_features, out_features, num_factors))
-        assert max_block is not None
-        return cls(split_by_block(in_features, out_features, max_block))
+            length = checks.integer("Chain", "num_factors", num_factors, least=1)
+            return cls(split(in_features, out_features, length))
+        largest = checks.integer("Chain", "max_block", max_block, least=2)
+        return cls(split_by_block(in_features, out_features, largest))
 
     def __len__(self) -> int:
         return len(self.patterns)
@@ -281,6 +296,8 @@ class Chain:
 
     def __matmul__(self, right: "Chain") -> "Chain":
         """The chain of the matrix product: `right` touches x first."""
+        if not isinstance(right, Chain):
+            return NotImplemented
         return Chain(self.patterns + right.patterns)
 
     def __repr__(self) -> str:
@@ -335,6 +352,10 @@ class Chain:
 
         Args:
           itemsize: bytes of one element.
+
+        Raises:
+          TypeError: if that is not an integer.
+          ValueError: if it is below 1.
         """
         return sum(pattern.bytes_per_row(itemsize) for pattern in self.patterns)
 
@@ -372,11 +393,15 @@ class Chain:
         Raises:
           ValueError: if the lengths are not positive or do not add up to len(self).
         """
-        lengths = [operator.index(length) for length in partition]
+        given = checks.sequence("Chain", "partition", partition, "run lengths")
+        lengths = [
+            checks.integer("Chain", f"partition[{i}]", length)
+            for i, length in enumerate(given)
+        ]
         if any(length < 1 for length in lengths) or sum(lengths) != len(self):
             raise ValueError(
-                f"partition must be positive run lengths that add up to {len(self)}, "
-                f"the number of factors; got {tuple(partition)}"
+                f"Chain: partition must be positive run lengths that add up to "
+                f"{len(self)}, the number of factors; got {given}"
             )
         ends = np.cumsum(lengths)
         return tuple(
@@ -394,3 +419,23 @@ class Chain:
           ValueError: if the lengths do not add up, or a run is not chainable.
         """
         return Chain(run.product for run in self.runs(partition))
+
+
+@functools.lru_cache(maxsize=1024)
+def _chain_of(shapes: tuple[tuple[int, int, int, int], ...]) -> Chain:
+    """Kept, since layers ask for it at every call."""
+    return Chain(shapes)
+
+
+def _pattern(name: str, given: Pattern | Sequence[int]) -> Pattern:
+    """A pattern that is given as one or as four integers."""
+    if isinstance(given, Pattern):
+        return given
+    what = "four integers (a, b, c, d)"
+    sizes = checks.sequence("Chain", name, given, what)
+    if len(sizes) != 4:
+        raise ValueError(f"Chain: {name} must be {what}, got {sizes}")
+    letters = zip("abcd", sizes, strict=True)
+    return Pattern(
+        *(checks.integer("Chain", f"{a} of {name}", n, least=1) for a, n in letters)
+    )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from butterjax import array_checks
 from butterjax.pattern import Chain
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ def plot_supports(chain: Chain) -> "Figure":
 
     Raises:
       ImportError: if matplotlib is not installed.
+      TypeError: if `chain` is no chain.
     """
+    array_checks.chain("plot_supports", "chain", chain)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -108,3 +108,23 @@ def test_fuse_errors():
         bj.fuse(factors, (2,))
     with pytest.raises(ValueError, match="partition must be"):
         bj.fuse(factors, (1, 2))
+
+
+def test_integers_are_moved_but_not_multiplied():
+    factor = np.arange(12).reshape(1, 3, 4, 1)
+    (transposed,) = bj.transpose([factor])
+    assert transposed.dtype == "int32"
+    np.testing.assert_array_equal(transposed[0, ..., 0], factor[0, ..., 0].T)
+    np.testing.assert_array_equal(bj.conjugate([factor])[0], factor)
+    # 2²⁴ + 1 is no float32, so products in float32 would round it.
+    large = np.full((1, 1, 1, 1), 2**24 + 1)
+    with pytest.raises(TypeError, match=r"dtype of factors must be .*; got int32"):
+        bj.to_dense([large])
+
+
+def test_dense_matrix_of_mixed_types_has_the_promoted_one():
+    factors = reference.draw_factors(bj.Chain.square_dyadic(4))
+    mixed = [np.ones(factors[0].shape, np.int32), factors[1]]
+    dense = bj.to_dense(mixed)
+    assert dense.dtype == "float32"
+    np.testing.assert_allclose(dense, reference.dense(mixed), rtol=1e-6)

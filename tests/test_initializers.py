@@ -65,3 +65,23 @@ def test_rectangular_identity_blocks():
     )
     assert factors[0].dtype == jnp.bfloat16
     np.testing.assert_array_equal(reference.dense(factors), np.eye(2, 3))
+
+
+@pytest.mark.parametrize("draw", [lambda *_: None, lambda *_: jnp.ones((3, 2))])
+def test_initialisers_that_return_another_shape(draw):
+    # Blocks of 2 × 3 are asked for as (in, out) = (3, 2), and of 3 × 2 as (2, 3).
+    for chain in (bj.Chain([(1, 2, 3, 1)]), bj.Chain([(1, 3, 2, 1)])):
+        shape = (chain[0].c, chain[0].b)
+        if getattr(draw(), "shape", None) == shape:
+            (factor,) = bj.init(jax.random.key(0), chain, initializer=draw)
+            assert factor.shape == (1, 2, 3, 1)
+        else:
+            message = rf"must return .* \({shape[0]}, {shape[1]}\), got"
+            with pytest.raises(ValueError, match=message):
+                bj.init(jax.random.key(0), chain, initializer=draw)
+
+
+def test_old_and_new_keys():
+    chain = bj.Chain.monarch(4, 4)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32)):
+        assert bj.Chain.of(bj.init(key, chain)) == chain

@@ -10,7 +10,7 @@ from tests import flax_cases, reference
 
 
 def factors_of(layer):
-    return [getattr(layer, f"factor_{i}")[...] for i in range(len(layer.chain))]
+    return [getattr(layer, f"factor_{i:02}")[...] for i in range(len(layer.chain))]
 
 
 @flax_cases.SIZES
@@ -25,7 +25,7 @@ def test_output(in_features, out_features, chain, batch):
     )
     chain = chain or bj.default_chain(in_features, out_features)
     names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(layer, nnx.Param))}
-    assert names == {"bias", *(f"factor_{i}" for i in range(len(chain)))}
+    assert names == {"bias", *(f"factor_{i:02}" for i in range(len(chain)))}
     assert bj.Chain.of(factors_of(layer)) == chain
     x = reference.draw((*batch, in_features))
     assert layer.bias is not None
@@ -88,10 +88,10 @@ def test_partitioning_metadata():
         ]
     for layer in layers:
         spec = nnx.get_partition_spec(nnx.state(layer))
-        assert spec["factor_1"].get_value() == jax.sharding.PartitionSpec(*names)
+        assert spec["factor_01"].get_value() == jax.sharding.PartitionSpec(*names)
         w = reference.dense(factors_of(layer))
         np.testing.assert_allclose(w @ w.T, np.eye(16), atol=1e-5)
-    np.testing.assert_array_equal(*(layer.factor_0[...] for layer in layers))
+    np.testing.assert_array_equal(*(layer.factor_00[...] for layer in layers))
 
 
 @pytest.mark.parametrize("linear", [nnx.Linear, bj.nnx.Butterfly])

@@ -239,10 +239,16 @@ def test_from_shape_keeps_rank_where_it_can():
     [
         ({}, "give one of num_factors and max_block"),
         ({"num_factors": 2, "max_block": 2}, "give one of num_factors and max_block"),
-        ({"num_factors": 12}, "in_features=64 is not a product of 12 .*are: 4096$"),
+        (
+            {"num_factors": 12},
+            "in_features=64 is not a product of num_factors=12 .*are: 4096$",
+        ),
         ({"num_factors": 0}, "num_factors must be at least 1, got 0"),
         ({"max_block": 1}, "max_block must be at least 2, got 1"),
-        ({"num_factors": 7}, "in_features=64 is not a product of 7 .*are: 128"),
+        (
+            {"num_factors": 7},
+            "in_features=64 is not a product of num_factors=7 .*are: 128",
+        ),
         ({"max_block": 2}, "out_features=44 has .*none: 32 and 64$"),
     ],
 )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import butterjax as bj
+from butterjax import sizes
 from butterjax.planning import DENSE_LAYER, Timing
 from tests import reference, strategies
 
@@ -218,15 +219,37 @@ def test_replaces_dense_where_factors_do_not_chain(patterns, expected):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"dtype": "complex64"}, "real floating type, got complex64"),
-        ({"axis": 1}, "axis must be 0 or -1, got 1"),
-        ({"device": "Abacus"}, "no rates are known for the device 'Abacus'"),
-        ({"chains": [RADIX2, bj.Chain.monarch(16, 64)]}, "does not map 64 to 64"),
+        ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
+        ({"dtype": "complex64"}, TypeError, "real floating type, got complex64"),
+        ({"axis": 1}, ValueError, "axis must be 0 or -1, got 1"),
+        ({"device": "Abacus"}, ValueError, "no rates are known for device='Abacus'"),
+        (
+            {"chains": [RADIX2, bj.Chain.monarch(16, 64)]},
+            ValueError,
+            r"chains\[1\] must map 64 to 64 features, got 16 -> 64",
+        ),
     ],
 )
-def test_bad_arguments(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
         bj.planning.recommend(64, 64, **LAYER | change)
+
+
+def test_source_says_whether_times_were_measured():
+    rows = [DENSE, timing(MONARCH, "bmm", 0.5)]
+    found = bj.planning.recommend(64, 64, **LAYER, timings=rows)
+    assert found.source == ("Times were measured on this device, beside a dense layer.")
+    unmeasured = bj.planning.recommend(64, 64, **LAYER)
+    assert "lower bounds of a model whose rates are assumed" in unmeasured.source
+    assert "not predictions" in unmeasured.source
+    seen = bj.planning.recommend(64, 64, **LAYER | {"batch": 9}, timings=rows)
+    assert "rates are the highest seen in 2 measured calls" in seen.source
+
+
+def test_sizes_with_many_divisors(monkeypatch):
+    monkeypatch.setattr(sizes, "_MOST_STEPS", 5_000)
+    sizes._best_split.cache_clear()
+    found = bj.planning.recommend(30720, 122880, batch=8, dtype="bf16", device="cpu")
+    assert {option.num_factors for option in found.options} == {0, 2, 3, 4}

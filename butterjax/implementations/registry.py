@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
+from butterjax import checks
 from butterjax.implementations.batches import merge_batch
 from butterjax.numerics import accumulation_dtype
 from pallas_kernels.common.epilogue import Activation, activate
@@ -93,9 +94,12 @@ def register(name: str) -> Callable[[_F], _F]:
 
     Raises:
       ValueError: if the name is taken.
+      TypeError: if the name is no string, or what it is to name no function.
     """
+    checks.instance("register", "name", name, str, "a string")
 
     def add(function: _F) -> _F:
+        checks.function("register", "function", function)
         _add(name, with_epilogue(function))
         return function
 
@@ -108,8 +112,10 @@ def register_fused(name: str) -> Callable[[_G], _G]:
     Batch axes are merged for it (`batches.merge_batch`), and a batch of unknown size is
     refused: a kernel's grid is made of numbers.
     """
+    checks.instance("register", "name", name, str, "a string")
 
     def add(function: _G) -> _G:
+        checks.function("register", "function", function)
         of_any_batch = merge_batch(function)
 
         @functools.wraps(function)
@@ -132,7 +138,7 @@ def register_fused(name: str) -> Callable[[_G], _G]:
 
 def _add(name: str, function: FusedImplementation) -> None:
     if name in _REGISTRY:
-        raise ValueError(f"register: an implementation named {name!r} exists")
+        raise ValueError(f"register: name={name!r} must be new, but there is one")
     _REGISTRY[name] = function
 
 
@@ -147,9 +153,7 @@ def get(name: str) -> FusedImplementation:
     Raises:
       ValueError: if there is none; the message lists those there are.
     """
-    if name not in _REGISTRY:
-        known = ", ".join(names())
-        raise ValueError(f"implementation must be one of {known}; got {name!r}")
+    checks.choice("implementations.get", "name", name, names())
     return _REGISTRY[name]
 
 

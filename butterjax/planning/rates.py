@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from butterjax import checks
 from pallas_kernels.common import chip
 
 _H200 = chip.load("NVIDIA H200")
@@ -69,14 +70,17 @@ def rates_of(device: str) -> Rates:
         "Some Processor, 8 threads" for a CPU; or "cpu".
 
     Raises:
+      TypeError: if that is no string.
       ValueError: if nothing is known of it; the message lists what is.
     """
+    checks.instance("rates_of", "device", device, str, "the name of a device")
     is_cpu = re.search(r", \d+ threads$", device) is not None
     for rates in ASSUMED:
         if rates.device.lower() in device.lower() or (is_cpu and rates.device == "cpu"):
             return rates
     known = ", ".join(rates.device for rates in ASSUMED)
     raise ValueError(
-        f"no rates are known for the device {device!r}, only for: {known}. Measure the "
-        "layer there, or one like it, with the benchmarks and pass the rows."
+        f"rates_of: no rates are known for device={device!r}, only for: {known}. "
+        "Measure the layer there, or one like it, with the benchmarks and pass the "
+        "rows."
     )

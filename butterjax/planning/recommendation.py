@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from butterjax import array_checks, checks
 from butterjax.pattern import Chain
 from butterjax.planning import floor
 from butterjax.planning.rates import Rates, rates_of
@@ -58,7 +58,8 @@ class Option:
     Attributes:
       chain: the patterns; None for a dense layer.
       implementation: name in the registry, or `DENSE_LAYER`.
-      seconds: expected of a call.
+      seconds: of a call; where it was not measured, the least that the floor model
+        allows, which a call may take many times as long as.
       ratio: that over the time of a dense layer: quartiles where it was measured,
         three times the same number where it was not.
       weight_bytes: of the weights.
@@ -97,13 +98,30 @@ class Recommendation:
     is_measured: bool
     rates: Rates | None
 
+    @property
+    def source(self) -> str:
+        """Where the times are from, as a sentence for whoever reads them."""
+        if self.rates is None:
+            return "Times were measured on this device, beside a dense layer."
+        return (
+            "No timing of this layer on this device was given: times are lower bounds "
+            f"of a model whose rates are {self.rates.source}, not predictions. A call "
+            "may take many times as long, and another option may be faster."
+        )
+
 
 def candidates(in_features: int, out_features: int) -> tuple[Chain, ...]:
     """Chains to consider where none are named: 2 to 4 factors, and radix-2.
 
     All of them `replaces_dense`. There may be none: a prime number of features cannot
     be split.
+
+    Raises:
+      TypeError: if a size is no integer.
+      ValueError: if it is below 1 or above 2³¹ - 1.
     """
+    in_features = checks.size("candidates", "in_features", in_features)
+    out_features = checks.size("candidates", "out_features", out_features)
     makers: list[Callable[[], Chain]] = [
         functools.partial(Chain.from_shape, in_features, out_features, num_factors=n)
         for n in (2, 3, 4)
@@ -139,13 +157,16 @@ def recommend(
     model of `butterjax.planning.floor` does, with rates that timings of the same device
     and dtype have shown, or else with assumed ones; of options within 10 % of the
     fastest it takes the one with the fewest factors. The model tells what is possible,
-    not what will be measured.
+    not what will be measured: calls of dense layers and of chains may take many times
+    as long, on CPUs most of all, and not in the same proportion.
+    `Recommendation.source` says which of the two it was.
 
     Args:
       in_features: columns of the layer's matrix.
       out_features: rows of the layer's matrix.
       batch: rows of x.
-      dtype: of x and of the weights, a real floating type.
+      dtype: of x and of the weights, a real floating type or its name ("bfloat16" or
+        "bf16").
       device: its name, as in the timings; see `butterjax.planning.rates_of`.
       axis: the feature axis of x: -1 for feature-last, 0 for feature-first.
       backward: whether to count a forward and a backward pass, not the former alone.
@@ -159,27 +180,26 @@ def recommend(
     Raises:
       ValueError: if an argument is out of range, a chain has other sizes, or neither
         timings nor rates are known for the device.
+      TypeError: if an argument is of another kind, or dtype is no real floating type.
     """
-    for name, size in [
-        ("in_features", in_features),
-        ("out_features", out_features),
-        ("batch", batch),
-    ]:
-        if operator.index(size) < 1:
-            raise ValueError(f"recommend: {name} must be at least 1, got {size}")
-    if axis not in (0, -1):
-        raise ValueError(f"recommend: axis must be 0 or -1, got {axis}")
-    kind = jnp.dtype(dtype)
+    in_features = checks.size("recommend", "in_features", in_features)
+    out_features = checks.size("recommend", "out_features", out_features)
+    batch = checks.integer("recommend", "batch", batch, least=1)
+    kind = array_checks.dtype("recommend", "dtype", dtype)
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ValueError(
+        raise TypeError(
             f"recommend: dtype must be a real floating type, got {kind.name}"
         )
-    for chain in chains or ():
-        if (chain.in_features, chain.out_features) != (in_features, out_features):
-            raise ValueError(
-                f"recommend: the chain {chain} does not map {in_features} to "
-                f"{out_features} features"
-            )
+    checks.instance("recommend", "device", device, str, "the name of a device")
+    checks.axis("recommend", axis)
+    checks.boolean("recommend", "backward", backward)
+    if chains is not None:
+        chains = checks.sequence("recommend", "chains", chains, "a sequence of chains")
+        for i, chain in enumerate(chains):
+            _check_ends(f"chains[{i}]", chain, in_features, out_features)
+    timings = checks.sequence("recommend", "timings", timings, "a sequence of Timing")
+    for i, timing in enumerate(timings):
+        checks.instance("recommend", f"timings[{i}]", timing, Timing)
     layer = _Layer(
         in_features, out_features, batch, kind.name, kind.itemsize, axis, backward
     )
@@ -191,6 +211,15 @@ def recommend(
         chains = candidates(in_features, out_features)
     rates = calibrate(rates_of(device), [t for t in there if t.dtype == kind.name])
     return _by_model(layer, chains, rates)
+
+
+def _check_ends(name: str, chain: Chain, in_features: int, out_features: int) -> None:
+    array_checks.chain("recommend", name, chain)
+    if (chain.in_features, chain.out_features) != (in_features, out_features):
+        raise ValueError(
+            f"recommend: {name} must map {in_features} to {out_features} features, got "
+            f"{chain}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +371,14 @@ def calibrate(rates: Rates, timings: Sequence[Timing]) -> Rates:
     Args:
       rates: what is kept where nothing was measured.
       timings: of one device.
+
+    Raises:
+      TypeError: if an argument is of another kind.
     """
+    checks.instance("calibrate", "rates", rates, Rates)
+    timings = checks.sequence("calibrate", "timings", timings, "a sequence of Timing")
+    for i, timing in enumerate(timings):
+        checks.instance("calibrate", f"timings[{i}]", timing, Timing)
     forward = [timing for timing in timings if not timing.backward]
     matmul: dict[str, float] = {}
     copies = []
@@ -372,7 +408,11 @@ def replaces_dense(chain: Chain) -> bool:
     """Whether a chain can take the place of a dense layer, with fewer weights.
 
     Every feature of the result must depend on every feature of x.
+
+    Raises:
+      TypeError: if `chain` is no chain.
     """
+    array_checks.chain("replaces_dense", "chain", chain)
     num_entries = chain.in_features * chain.out_features
     return chain.num_weights < num_entries and _is_full(chain)
 

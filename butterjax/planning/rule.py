@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from butterjax import array_checks, checks
 from butterjax.pattern import Chain
 
 # By the rows that `python -m benchmarks.compare` wrote into
@@ -28,7 +29,15 @@ def choose(chain: Chain, *, batch: int | None, axis: Literal[0, -1]) -> str:
 
     Returns:
       A name in `butterjax.implementations.names()`.
+
+    Raises:
+      TypeError: if an argument is of another kind.
+      ValueError: if the batch is negative, or axis is neither 0 nor -1.
     """
+    array_checks.chain("choose", "chain", chain)
+    if batch is not None:
+        checks.integer("choose", "batch", batch, least=0)
+    checks.axis("choose", axis)
     if max(max(pattern.b, pattern.c) for pattern in chain) > _SMALL_BLOCK:
         return "bmm"
     batch = _LARGE if batch is None else batch

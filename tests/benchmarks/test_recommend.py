@@ -121,7 +121,7 @@ def test_rows_of_other_batches_are_told_of(tmp_path):
     path = write(tmp_path, "rows.jsonl", rows(**NEW))
     done = ask("--in=64", "--out=64", "--batch=9", "--device=Some CPU", path)
     assert done.returncode == 0
-    assert "No row of this layer on this device was found" in done.stdout
+    assert "No timing of this layer on this device was given" in done.stdout
     assert "the highest seen in" in done.stdout
     assert "There are rows of layers of this size with a batch of 8." in done.stdout
 
@@ -150,7 +150,10 @@ def test_device_named():
     ("arguments", "message"),
     [
         (("--in=64", "--out=64"), "--batch"),
-        ((*LAYER, "--device=Abacus"), "error: no rates are known for the device"),
+        (
+            (*LAYER, "--device=Abacus"),
+            "error: rates_of: no rates are known for device='Abacus'",
+        ),
         ((*LAYER, "--chain=foo"), "'foo' is no chain"),
         ((*LAYER, "none.jsonl"), "error: [Errno 2]"),
     ],

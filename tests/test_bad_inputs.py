@@ -1,0 +1,620 @@
+"""What is wrong in a call is said: the argument, its value and the rule.
+
+Each case is a call, the argument that is wrong, how its value must be shown, and a part
+of the rule. The message must come from the library itself.
+"""
+
+import pathlib
+import re
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import butterjax as bj
+from butterjax import array_checks
+
+LIBRARY = pathlib.Path(bj.__file__).parent
+CHAIN = bj.Chain.monarch(12, 20)
+ONES = tuple(np.ones(shape, np.float32) for shape in CHAIN.shapes)
+X = np.ones((2, 12), np.float32)
+KEY = jax.random.key(0)
+
+# Values that are no integers, and how messages show them.
+NO_INTEGERS = [
+    (2.5, r"2\.5"),
+    (2.0, r"2\.0"),
+    ("4", "'4'"),
+    (None, "None"),
+    (True, "True"),
+    ([2], r"\[2\]"),
+    (np.ones(3), r"an array of shape \(3,\) and dtype float64"),
+]
+# The same, of arguments that may be None.
+NO_OPTIONAL_INTEGERS = [case for case in NO_INTEGERS if case[0] is not None]
+INTEGER = "must be an integer"
+POSITIVE = "must be at least 1"
+CASES = []
+
+
+def case(call, argument, shown, rule):
+    CASES.append(pytest.param(call, argument, shown, rule))
+
+
+def sizes(call, argument, values=None):
+    """An argument that must be a positive integer."""
+    for value, shown in NO_INTEGERS if values is None else values:
+        case(lambda call=call, value=value: call(value), argument, shown, INTEGER)
+    for value in (0, -3):
+        case(lambda call=call, value=value: call(value), argument, value, POSITIVE)
+
+
+def others(call, argument, rule, values):
+    for value, shown in values:
+        case(lambda call=call, value=value: call(value), argument, shown, rule)
+
+
+# Patterns and chains
+for letter in "abcd":
+    good = {"a": 1, "b": 2, "c": 2, "d": 1}
+    sizes(lambda v, letter=letter, good=good: bj.Pattern(**good | {letter: v}), letter)
+sizes(CHAIN[0].bytes_per_row, "itemsize")
+sizes(CHAIN.bytes_per_row, "itemsize")
+others(
+    CHAIN[0].why_not_chainable,
+    "right",
+    "must be a Pattern",
+    [((1, 2, 2, 1), r"\(1, 2, 2, 1\)"), (None, "None")],
+)
+others(
+    bj.Chain,
+    "patterns",
+    "must be a sequence of patterns",
+    [(3, "3"), (None, "None"), ("1221", "'1221'"), ({(1, 2, 2, 1)}, r"\{\(1, 2")],
+)
+others(
+    lambda pattern: bj.Chain([(1, 2, 2, 1), pattern]),
+    r"patterns\[1\]",
+    "must be four integers",
+    [((1, 2), r"\(1, 2\)"), (7, "7"), ("1221", "'1221'"), (None, "None")],
+)
+others(
+    lambda size: bj.Chain([(1, 2, size, 1)]),
+    r"c of patterns\[0\]",
+    INTEGER,
+    NO_INTEGERS,
+)
+case(lambda: bj.Chain([(1, 0, 2, 1)]), r"b of patterns\[0\]", "0", POSITIVE)
+case(lambda: bj.Chain([]), "patterns", "at least one", "must hold")
+others(bj.Chain.square_dyadic, "n", INTEGER, NO_INTEGERS)
+others(
+    bj.Chain.square_dyadic,
+    "n",
+    "must be a power of two",
+    [(0, "0"), (-4, "-4"), (12, "12")],
+)
+for make in (bj.Chain.monarch, bj.default_chain, bj.planning.candidates):
+    sizes(lambda v, make=make: make(v, 16), "in_features")
+    sizes(lambda v, make=make: make(16, v), "out_features")
+    case(lambda make=make: make(2**31, 16), "in_features", "2147483648", "at most")
+sizes(
+    lambda v: bj.Chain.from_shape(64, 64, num_factors=v),
+    "num_factors",
+    NO_OPTIONAL_INTEGERS,
+)
+others(
+    lambda v: bj.Chain.from_shape(64, 64, max_block=v),
+    "max_block",
+    INTEGER,
+    NO_OPTIONAL_INTEGERS,
+)
+case(
+    lambda: bj.Chain.from_shape(64, 64, max_block=1),
+    "max_block",
+    "1",
+    "must be at least 2",
+)
+case(
+    lambda: bj.Chain.from_shape(64, 64), "num_factors", "max_block=None", "give one of"
+)
+for call in (CHAIN.fuse, CHAIN.runs, lambda runs: bj.fuse(ONES, runs)):
+    others(
+        call,
+        "partition",
+        "must be",
+        [
+            (2, "2"),
+            (None, "None"),
+            ("11", "'11'"),
+            ((3,), r"\(3,\)"),
+            ((0, 2), r"\(0, 2\)"),
+            ((), r"\(\)"),
+        ],
+    )
+    others(lambda v, call=call: call((v, 1)), r"partition\[0\]", INTEGER, NO_INTEGERS)
+
+# Factors: the same of every function that takes them
+for call in (
+    lambda factors: bj.butterfly(X, factors),
+    bj.to_dense,
+    lambda factors: bj.fuse(factors, (2,)),
+    bj.transpose,
+    bj.conjugate,
+    bj.adjoint,
+):
+    others(
+        call,
+        "factors",
+        "must be a sequence of arrays, one for each factor",
+        [
+            (None, "None"),
+            (3, "3"),
+            ("no", "'no'"),
+            (ONES[0], re.escape(f"one array of shape {ONES[0].shape}")),
+            (jnp.ones((2, 2)), r"one array of shape \(2, 2\)"),
+            (CHAIN, "Chain"),
+            ({"factor_00": ONES[0]}, "a mapping with the keys factor_00"),
+            ({1, 2}, r"\{1, 2\}"),
+        ],
+    )
+    others(
+        lambda first, call=call: call([first, ONES[1]]),
+        r"factors\[0\]",
+        "must be an array of numbers",
+        [
+            (None, "None"),
+            ("w", "'w'"),
+            ([1, [2]], r"\[1, \[2\]\]"),
+            (list(ONES), r"\[array"),
+            (KEY, r"an array of shape \(\) and dtype key"),
+            ({"w": 1}, r"\{'w': 1\}"),
+        ],
+    )
+    others(
+        lambda first, call=call: call([first, ONES[1]]),
+        r"factors\[0\]",
+        r"must have the shape \(a, b, c, d\)",
+        [
+            (np.ones((2, 2)), r"\(2, 2\)"),
+            (1.0, r"\(\)"),
+            (np.ones((1, 0, 2, 1)), r"\(1, 0, 2, 1\)"),
+        ],
+    )
+    case(lambda call=call: call([]), "factors", "none", "at least one")
+    case(lambda call=call: call(ONES[::-1]), "factor 0", "features", "which comes bef")
+INTEGERS = [factor.astype(int) for factor in ONES]
+for call in (bj.to_dense, lambda factors: bj.fuse(factors, (2,))):
+    case(lambda call=call: call(INTEGERS), "factors", "int32", "dtype of .* must be")
+for call in (
+    lambda precision: bj.butterfly(X, ONES, precision=precision),
+    lambda precision: bj.to_dense(ONES, precision=precision),
+    lambda precision: bj.fuse(ONES, (1, 1), precision=precision),
+    lambda precision: bj.linen.Butterfly(8, precision=precision),
+    lambda precision: bj.nnx.Butterfly(8, 8, precision=precision, rngs=nnx.Rngs(0)),
+):
+    others(
+        call,
+        "precision",
+        "must be as in jax.lax.dot_general",
+        [("best", "'best'"), (3, "3"), (["high"], r"\['high'\]")],
+    )
+others(
+    bj.Chain.of,
+    "factors",
+    "must be",
+    [(None, "None"), (3, "3"), ({"a": 1}, r"\{'a': 1\}")],
+)
+others(
+    lambda v: bj.Chain.of([v]),
+    r"factors\[0\]",
+    "must",
+    [(None, "None"), ([1], r"\[1\]"), (np.ones(3), r"\(3,\)")],
+)
+
+# butterfly
+others(
+    lambda x: bj.butterfly(x, ONES),
+    "x",
+    "must be an array of numbers",
+    [
+        (None, "None"),
+        ("x", "'x'"),
+        ([[1], [1, 2]], r"\[\[1\], \[1, 2\]\]"),
+        (KEY, "dtype key"),
+        ({"x": 1}, r"\{'x': 1\}"),
+        (object, "object"),
+    ],
+)
+case(lambda: bj.butterfly(X.T, ONES), "x", r"\(12, 2\)", "takes a·c·d = 12")
+others(
+    lambda axis: bj.butterfly(X, ONES, axis=axis),
+    "axis",
+    INTEGER,
+    NO_INTEGERS,
+)
+case(lambda: bj.butterfly(X, ONES, axis=2), "axis", "2", "out of range")
+others(
+    lambda bias: bj.butterfly(X, ONES, bias=bias),
+    "bias",
+    "must",
+    [
+        ("b", "'b'"),
+        (3.0, r"\(\)"),
+        (np.ones(3), r"\(3,\)"),
+        (True, r"\(\)"),
+        (KEY, "dtype key"),
+        ([1, [2]], r"\[1, \[2\]\]"),
+        (np.ones(20, int), "int32"),
+    ],
+)
+ACTIVATIONS = [("tanh", "'tanh'"), (True, "True"), (["relu"], r"\['relu'\]"), (0, "0")]
+others(
+    lambda activation: bj.butterfly(X, ONES, activation=activation),
+    "activation",
+    "must be one of None, relu, gelu, silu",
+    [*ACTIVATIONS, (jax.nn.relu, "relu")],
+)
+NAMES = [("eimsum", "'eimsum'"), (["bmm"], r"\['bmm'\]"), (3, "3"), (True, "True")]
+for call in (
+    lambda name: bj.butterfly(X, ONES, implementation=name),
+    lambda name: bj.linen.Butterfly(8, implementation=name),
+    lambda name: bj.nnx.Butterfly(8, 8, implementation=name, rngs=nnx.Rngs(0)),
+):
+    others(call, "implementation", "must be one of None, .*einsum", NAMES)
+others(
+    bj.implementations.get,
+    "name",
+    "must be one of .*einsum",
+    [*NAMES, (None, "None")],
+)
+others(
+    bj.implementations.register,
+    "name",
+    "must be a string",
+    [(3, "3"), (None, "None"), (len, "len")],
+)
+case(
+    lambda: bj.implementations.register("new")("einsum"),
+    "function",
+    "'einsum'",
+    "must be a function",
+)
+
+# Dtypes, wherever one is given
+WRONG_DTYPES = [
+    ("int32", "int32"),
+    ("brainfloat", "'brainfloat'"),
+    (3, "3"),
+    (["float32"], r"\['float32'\]"),
+    ("a, b", "'a, b'"),
+    (jnp.bool_, "bool"),
+]
+WIDE = [("float64", "float64"), (np.float64, "float64"), ("c128", "complex128")]
+RECOMMEND = {"batch": 8, "dtype": "float32", "device": "cpu"}
+
+
+def launch(**change):
+    given = {
+        "given_dtype": "bf16",
+        "batch": 8,
+        "axis": -1,
+        "out_dtype": None,
+        "given_precision": None,
+        "patterns": CHAIN,
+    } | change
+    return array_checks.kernel_launch("plan_launches", given.pop("patterns"), **given)
+
+
+def linen_output(**options):
+    return bj.linen.Butterfly(8, **options).init_with_output(KEY, jnp.ones((2, 8)))
+
+
+def nnx_layer(**options):
+    options = {"in_features": 8, "out_features": 8, "rngs": nnx.Rngs(0)} | options
+    return bj.nnx.Butterfly(**options)
+
+
+for call, argument in [
+    (
+        lambda v: bj.butterfly(X, ONES, preferred_element_type=v),
+        "preferred_element_type",
+    ),
+    (lambda v: nnx_layer(preferred_element_type=v), "preferred_element_type"),
+    (lambda v: nnx_layer(dtype=v), "dtype"),
+    (lambda v: bj.linen.Butterfly(8, dtype=v), "dtype"),
+    (lambda v: nnx_layer(param_dtype=v), "param_dtype"),
+    (lambda v: bj.linen.Butterfly(8, param_dtype=v), "param_dtype"),
+    (lambda v: bj.init(KEY, CHAIN, v), "dtype"),
+    (lambda v: bj.planning.recommend(8, 8, **RECOMMEND | {"dtype": v}), "dtype"),
+    (lambda v: launch(given_dtype=v), "dtype"),
+    (lambda v: launch(out_dtype=v), "out_dtype"),
+]:
+    others(call, argument, "must be", WRONG_DTYPES)
+    others(call, argument, "must be .* or narrower.*jax_enable_x64", WIDE)
+
+# init
+others(
+    lambda key: bj.init(key, CHAIN),
+    "key",
+    "must be a PRNG key",
+    [
+        (0, "0"),
+        (None, "None"),
+        ("key", "'key'"),
+        (np.ones(2), r"an array of shape \(2,\)"),
+        (jax.random.split(KEY), r"an array of shape \(2,\) and dtype key"),
+    ],
+)
+NO_CHAINS = [
+    ([(1, 2, 2, 1)], r"\[\(1, 2, 2, 1\)\]|\(\(1, 2, 2, 1\),\)"),
+    ([], r"\[\]|\(\)"),
+    ("monarch", "'monarch'"),
+    (CHAIN[0], r"Pattern"),
+    (3, "3"),
+]
+for call in (
+    lambda chain: bj.init(KEY, chain),
+    lambda chain: bj.linen.Butterfly(8, chain=chain),
+    lambda chain: nnx_layer(chain=chain),
+    lambda chain: bj.planning.choose(chain, batch=8, axis=-1),
+    bj.planning.replaces_dense,
+    bj.plot_supports,
+):
+    others(call, "chain", "must be a butterjax.Chain", NO_CHAINS)
+others(lambda v: launch(patterns=v), "patterns", "must be a butterjax.Ch", NO_CHAINS)
+
+# Initialisers
+NO_FUNCTIONS = [("lecun", "'lecun'"), (0, "0"), (np.ones(2), "an array of shape")]
+BAD_DRAWS = [
+    (lambda *_: None, "None"),
+    (lambda *_: jnp.ones(4), r"shape \(4,\)"),
+    (lambda *_: 1.0, r"1\.0"),
+    (lambda _, shape, *__: [jnp.ones(shape)] * 2, r"\["),
+]
+for call, argument in [
+    (lambda v: bj.init(KEY, CHAIN, initializer=v), "initializer"),
+    (lambda v: nnx_layer(kernel_init=v), "kernel_init"),
+    (lambda v: nnx_layer(bias_init=v), "bias_init"),
+    (lambda v: linen_output(kernel_init=v), "kernel_init"),
+    (lambda v: linen_output(bias_init=v), "bias_init"),
+]:
+    others(call, argument, "must be a function", NO_FUNCTIONS)
+    others(call, argument, "must return an array of the shape", BAD_DRAWS)
+
+# Modules
+sizes(bj.linen.Butterfly, "features")
+sizes(lambda v: nnx_layer(in_features=v), "in_features")
+sizes(lambda v: nnx_layer(out_features=v), "out_features")
+for call in (
+    lambda v: bj.linen.Butterfly(8, use_bias=v),
+    lambda v: nnx_layer(use_bias=v),
+):
+    others(
+        call,
+        "use_bias",
+        "must be True or False",
+        [("no", "'no'"), (None, "None"), (0, "0"), (1.0, r"1\.0")],
+    )
+for call in (
+    lambda v: bj.linen.Butterfly(8, promote_dtype=v),
+    lambda v: nnx_layer(promote_dtype=v),
+):
+    others(call, "promote_dtype", "must be a function", [("f32", "'f32'"), (1, "1")])
+others(
+    lambda v: nnx_layer(rngs=v),
+    "rngs",
+    "must be an nnx.Rngs",
+    [(0, "0"), (None, "None"), (KEY, "dtype key"), ({"params": 0}, r"\{'params': 0\}")],
+)
+for name in ("kernel_metadata", "bias_metadata"):
+    others(
+        lambda v, name=name: nnx_layer(**{name: v}),
+        name,
+        "must be a Mapping",
+        [(None, "None"), (("a",), r"\('a',\)")],
+    )
+for call in (
+    lambda v: bj.linen.Butterfly(8).init(KEY, v),
+    lambda v: nnx_layer()(v),
+):
+    others(
+        call,
+        "inputs",
+        "must",
+        [
+            (None, "None"),
+            ("x", "'x'"),
+            (3.0, r"\(\)"),
+            ([[1], [1, 2]], r"\[\[1\], \[1, 2\]\]"),
+            (KEY, "dtype key"),
+        ],
+    )
+case(lambda: nnx_layer()(jnp.ones((2, 9))), "inputs", r"\(2, 9\)", "in_features=8")
+case(
+    lambda: bj.linen.Butterfly(20, chain=bj.Chain.square_dyadic(16)).init(KEY, X),
+    "chain",
+    "16 -> 16",
+    "too few for a layer of 12 -> 20",
+)
+case(lambda: bj.linen.Butterfly(8).factors, "factors", "bind", "those of a module")
+
+# factors_of
+others(
+    bj.factors_of,
+    "params",
+    "must be a dict or State",
+    [(None, "None"), (ONES, r"\(array"), (nn.Dense(3), "Dense")],
+)
+others(
+    bj.factors_of,
+    "params",
+    "must be those of one Butterfly layer",
+    [
+        ({}, "none"),
+        ({"kernel": X, "bias": X}, "kernel, bias"),
+        ({"params": {"factor_00": X}}, "params"),
+    ],
+)
+others(
+    bj.factors_of,
+    "params",
+    "must hold",
+    [
+        ({"factor_00": X, "factor_02": X}, "factor_00, factor_02"),
+        ({"factor_1": X, "factor_01": X}, "factor_1, factor_01"),
+    ],
+)
+case(
+    lambda: bj.factors_of({"factor_00": "w"}),
+    "factor 0 of params",
+    "'w'",
+    "must be an array of numbers",
+)
+
+# Planning
+others(
+    lambda batch: bj.planning.choose(CHAIN, batch=batch, axis=-1),
+    "batch",
+    INTEGER,
+    NO_OPTIONAL_INTEGERS,
+)
+case(
+    lambda: bj.planning.choose(CHAIN, batch=-1, axis=-1),
+    "batch",
+    "-1",
+    "must be at least 0",
+)
+for call in (
+    lambda axis: bj.planning.choose(CHAIN, batch=8, axis=axis),
+    lambda axis: bj.planning.recommend(8, 8, **RECOMMEND, axis=axis),
+    lambda axis: launch(axis=axis),
+):
+    others(call, "axis", INTEGER, NO_INTEGERS)
+    others(call, "axis", "must be 0 or -1", [(7, "7"), (1, "1"), (-2, "-2")])
+sizes(lambda v: launch(batch=v), "batch")
+sizes(lambda v: bj.planning.recommend(v, 8, **RECOMMEND), "in_features")
+sizes(lambda v: bj.planning.recommend(8, v, **RECOMMEND), "out_features")
+sizes(lambda v: bj.planning.recommend(8, 8, **RECOMMEND | {"batch": v}), "batch")
+for argument, rule, values in [
+    ("device", "must be the name of a device", [(None, "None"), (3, "3")]),
+    ("device", "no rates are known", [("Abacus", "'Abacus'")]),
+    ("backward", "must be True or False", [("no", "'no'"), (None, "None")]),
+    ("chains", "must be a sequence", [(3, "3"), ("monarch", "'monarch'")]),
+    ("timings", "must be a sequence", [(3, "3"), (None, "None")]),
+]:
+    others(
+        lambda v, argument=argument: bj.planning.recommend(
+            8, 8, **RECOMMEND | {argument: v}
+        ),
+        argument,
+        rule,
+        values,
+    )
+others(
+    lambda v: bj.planning.recommend(8, 8, **RECOMMEND, chains=[v]),
+    r"chains\[0\]",
+    "must",
+    [(None, "None"), ([(1, 2, 2, 1)], r"\[\(1, 2, 2, 1\)\]"), (CHAIN, "12 -> 20")],
+)
+others(
+    lambda v: bj.planning.recommend(8, 8, **RECOMMEND, timings=[v]),
+    r"timings\[0\]",
+    "must be a Timing",
+    [(None, "None"), (3, "3")],
+)
+others(
+    bj.planning.rates_of,
+    "device",
+    "must be the name of a device",
+    [(None, "None"), (3, "3")],
+)
+case(lambda: bj.planning.calibrate(None, []), "rates", "None", "must be a Rates")
+others(
+    lambda v: bj.planning.calibrate(bj.planning.ASSUMED[0], v),
+    "timings",
+    "must be a",
+    [(3, "3"), ([3], "3"), (None, "None")],
+)
+
+
+def test_there_are_enough():
+    assert len(CASES) > 400
+
+
+@pytest.mark.parametrize(("call", "argument", "shown", "rule"), CASES)
+def test_bad_input(call, argument, shown, rule):
+    with pytest.raises((ValueError, TypeError, NotImplementedError)) as caught:
+        call()
+    message = str(caught.value)
+    # The words, not a part of one: "n" is in nearly every message.
+    assert re.search(rf"(?<!\w){argument}(?!\w)", message), message
+    assert re.search(str(shown), message), message
+    assert re.search(rule, message, flags=re.DOTALL), message
+    where = traceback.extract_tb(caught.value.__traceback__)[-1].filename
+    assert pathlib.Path(where).is_relative_to(LIBRARY), f"raised by {where}"
+
+
+def test_operands_that_are_no_chains():
+    for left, right in [(CHAIN, 3), (CHAIN, None), (CHAIN[0], (1, 2, 2, 1))]:
+        with pytest.raises(TypeError, match=r"unsupported operand type.* @: "):
+            _ = left @ right
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        ("bf16", "bfloat16"),
+        ("f16", "float16"),
+        ("f32", "float32"),
+        ("c64", "complex64"),
+    ],
+)
+def test_short_names_of_dtypes_are_taken_everywhere(short, name):
+    x = jnp.ones((2, 8))
+
+    def outputs():
+        layers = [
+            nnx_layer(dtype=short, param_dtype=short),
+            nnx_layer(param_dtype="bf16", preferred_element_type=short, use_bias=False),
+        ]
+        return [
+            bj.butterfly(X, ONES, preferred_element_type=short),
+            *bj.init(KEY, CHAIN, short),
+            *bj.linen.Butterfly(8, dtype=short, param_dtype=short).init_with_output(
+                KEY, x
+            ),
+            layers[0].factors,
+            layers[0].bias[...],
+            [layer(x) for layer in layers],
+        ]
+
+    leaves = jax.tree.leaves(jax.eval_shape(outputs))
+    assert {leaf.dtype.name for leaf in leaves} == {name}
+    if name != "complex64":
+        recommend = bj.planning.recommend
+        by_name = recommend(8, 8, **RECOMMEND | {"dtype": name})
+        assert recommend(8, 8, **RECOMMEND | {"dtype": short}) == by_name
+    assert launch(given_dtype=short, out_dtype=short) == (jnp.dtype(name),) * 2
+
+
+@pytest.mark.parametrize("make", [tuple, list, iter, lambda f: (one for one in f)])
+def test_any_sequence_of_factors(make):
+    w = bj.to_dense(ONES)
+    np.testing.assert_array_equal(bj.to_dense(make(ONES)), w)
+    np.testing.assert_array_equal(bj.butterfly(X, make(ONES)), X @ w.T)
+    np.testing.assert_array_equal(bj.to_dense(bj.transpose(make(ONES))), w.T)
+    np.testing.assert_array_equal(bj.to_dense(bj.conjugate(make(ONES))), w)
+    np.testing.assert_array_equal(bj.to_dense(bj.adjoint(make(ONES))), w.T)
+    np.testing.assert_array_equal(bj.to_dense(bj.fuse(make(ONES), (2,))), w)
+    assert bj.Chain.of(make(ONES)) == CHAIN
+
+
+def test_python_float_is_as_wide_as_jax_has_it():
+    assert bj.butterfly(X, ONES, preferred_element_type=float).dtype == "float32"
+    with jax.enable_x64(True):
+        y = bj.butterfly(X, ONES, preferred_element_type="f64")
+        assert y.dtype == "float64"
