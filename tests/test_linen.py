@@ -139,7 +139,7 @@ def test_apply_draws_no_weights():
     assert len(drawn) == 2
     with pytest.raises(flax.errors.ScopeParamShapeError, match=r"\(4, 4, 4, 1\)"):
         bj.linen.Butterfly(16, chain=bj.Chain([(2, 8, 8, 1)])).apply(
-            {"params": {"factor_0": jnp.ones((4, 4, 4, 1)), "bias": jnp.ones(16)}},
+            {"params": {"factor_00": jnp.ones((4, 4, 4, 1)), "bias": jnp.ones(16)}},
             jnp.ones((2, 16)),
         )
 

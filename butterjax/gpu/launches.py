@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -128,6 +127,11 @@ class Problem:
             "precision": self.precision,
         }
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Arguments of most kernels' `predicted_seconds`."""
+        return {"axis": self.axis, "dtype": self.dtype}
+
     def seconds(self, kernel: Any, shapes: Any, config: Any, **more: Any) -> float:
         """What a kernel's launch should take."""
         found: float = kernel.cost.predicted_seconds(
@@ -145,7 +149,8 @@ def plan(patterns: Chain, problem: Problem) -> tuple[Launch, ...]:
         except NotImplementedError:
             pass  # Other kernels are as exact.
         else:
-            return (Launch("radix", (1,) * len(patterns), patterns, exact, math.nan),)
+            seconds = problem.seconds(radix, patterns.shapes, exact, **problem.kind)
+            return (Launch("radix", (1,) * len(patterns), patterns, exact, seconds),)
     plans, reasons = [], []
     for partition in partitions(patterns):
         try:
@@ -293,9 +298,7 @@ def _launch_of(run: Chain, partition: tuple[int, ...], problem: Problem) -> Laun
     launch = functools.partial(Launch, partition=partition, chain=run)
     if len(run) > 1:
         config = fused.default_config(run.shapes, **options)
-        seconds = problem.seconds(
-            fused, run.shapes, config, axis=problem.axis, dtype=problem.dtype
-        )
+        seconds = problem.seconds(fused, run.shapes, config, **problem.kind)
         return launch("fused", config=config, seconds=products + seconds)
     (pattern,) = run
     if _is_merged(pattern, problem):
@@ -304,14 +307,14 @@ def _launch_of(run: Chain, partition: tuple[int, ...], problem: Problem) -> Laun
         # features that TMA cannot move, `factor` merges.
         try:
             small = radix.default_config(run.shapes, **options)
-            seconds = problem.seconds(
-                radix, run.shapes, small, axis=problem.axis, dtype=problem.dtype
-            )
+            seconds = problem.seconds(radix, run.shapes, small, **problem.kind)
             return launch("radix", config=small, seconds=products + seconds)
         except NotImplementedError:
             pass
+    # Features first, or with d = 1, the features of a block follow one another.
+    zipped = (_in_place, _transposed) if problem.axis == -1 and pattern.d > 1 else ()
     ways, reason = [], None
-    for way in (_in_place, _by_factor, _transposed):
+    for way in (*zipped, _by_factor):
         try:
             found, seconds, is_transposed = way(pattern, problem)
         except NotImplementedError as error:
@@ -338,17 +341,14 @@ def _in_place(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
 
 def _by_factor(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
     config = factor.default_config(pattern.shape, **problem.options)
-    more = {"axis": problem.axis, "precision": problem.precision}
     seconds = problem.seconds(
-        factor, pattern.shape, config, dtype=problem.dtype, **more
+        factor, pattern.shape, config, precision=problem.precision, **problem.kind
     )
     return config, seconds, False
 
 
 def _transposed(pattern: Pattern, problem: Problem) -> tuple[Config, float, bool]:
     """As blocks of d = 1, between two transposes by XLA."""
-    if problem.axis == 0 or pattern.d == 1:
-        raise NotImplementedError("there is nothing to transpose")
     a, b, c, d = pattern.shape
     apart = dataclasses.replace(pattern, a=a * d, d=1)
     config, seconds, _ = _by_factor(apart, problem)
