@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import math
 import pathlib
 import statistics
@@ -11,9 +12,11 @@ from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
 
+import butterjax as bj
 from benchmarks import jsonl, results
 from benchmarks.units import Count, Seconds, Setting
-from benchmarks.workloads import DENSE_LAYER
+from benchmarks.workloads import DENSE_LAYER, Workload
+from butterjax.gpu.launches import plan_launches
 from pallas_kernels.common.chip import Chip
 from pallas_kernels.common.usage import Usage
 
@@ -151,6 +154,42 @@ def _xla_seconds(steps: int, moved: float, flops: float, chip: Chip) -> float:
         ctas=chip.multiprocessors,
     )
     return steps * chip.seconds(usage)
+
+
+def of_library(rows: Iterable[results.Row], *, since: str) -> list[Case]:
+    """Cases of what the library launches forward, as its own choice.
+
+    Args:
+      rows: of H200s.
+      since: start of the first run, in ISO format, whose kernels are those of today.
+    """
+    cases = []
+    for row in rows:
+        work = row.workload
+        if row.environment.run < since or row.configuration is not None:
+            continue
+        if row.measured is None or work.direction != "forward":
+            continue
+        if row.implementation not in ("pallas", "pallas_chain"):
+            continue
+        whole = row.implementation == "pallas_chain"
+        parts = [work.chain] if whole else [bj.Chain([one]) for one in work.chain]
+        cases.append(
+            Case(
+                f"library {row.implementation} {work.name}",
+                problem(work.chain.shapes, work.axis, work.batch),
+                row.median,
+                functools.partial(_library_seconds, parts, work),
+            )
+        )
+    return cases
+
+
+def _library_seconds(parts: list[bj.Chain], work: Workload, chip: Chip) -> float:
+    del chip  # Launches are planned for one kind.
+    options: dict[str, Any] = {"batch": work.batch, "axis": work.axis}
+    plans = [plan_launches(one, dtype=work.dtype, **options) for one in parts]
+    return sum(launch.seconds for launch in itertools.chain(*plans))
 
 
 def problem(shapes: Sequence[Sequence[int]], axis: int, batch: int) -> str:

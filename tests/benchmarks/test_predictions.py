@@ -18,11 +18,18 @@ from pallas_kernels.common import chip as chips
 FOLDER = pathlib.Path(results.__file__).parent / "results"
 
 
+# The first run of the kernels that there are.
+SINCE = "2026-11-28T02:00"
+
+
 @pytest.fixture(scope="module")
 def cases():
-    launches = predictions.of_launches(FOLDER / "h200_2026-11-28_launches.jsonl")
-    rows = results.load(FOLDER / "h200_2026-11-27.jsonl")
-    return [*launches, *predictions.of_xla(rows)]
+    found = predictions.of_launches(FOLDER / "h200_2026-11-28_launches.jsonl")
+    for path in sorted(FOLDER.glob("h200_????-??-??.jsonl")):
+        rows = results.load(path)
+        found += predictions.of_xla(rows)
+        found += predictions.of_library(rows, since=SINCE)
+    return found
 
 
 def test_predictions_of_what_was_not_fitted(cases):
@@ -37,7 +44,11 @@ def test_predictions_of_what_was_not_fitted(cases):
 
 def test_predictions_of_the_kernels_alone(cases):
     chip = chips.load("NVIDIA H200")
-    ours = [case for case in cases if case.name.startswith(("factor", "prototype"))]
+    ours = [
+        case
+        for case in cases
+        if case.name.startswith(("factor", "prototype", "library"))
+    ]
     assert len(ours) >= 20
     assert predictions.median_error(ours, chip) <= 0.20
     assert max(case.error(chip) for case in ours) <= 0.45
@@ -56,3 +67,13 @@ def test_a_fit_comes_near_a_made_up_chip(cases):
     found = predictions.fit(made_up, start)
     assert found.trip_seconds == pytest.approx(2e-6, rel=0.2)
     assert predictions.loss(made_up, found) < 0.3 * predictions.loss(made_up, start)
+
+
+def test_what_the_library_chose_is_planned_anew():
+    rows = results.load(FOLDER / "h200_2026-11-27.jsonl")
+    found = predictions.of_library(rows, since="2026-11-27")
+    assert len(found) == 22  # Eleven cases, by both implementations.
+    assert predictions.of_library(rows, since=SINCE) == []
+    chip = chips.load()
+    for case in found:
+        assert case.predict(chip) > 0.5 * case.problem.count("(") * 1e-6
