@@ -125,7 +125,7 @@ def _for_mma(
             (True, (1, 1)),
             *((False, cluster) for cluster in clusters),
         ):
-            if cluster_features * feature >= 2 * factor.b:
+            if cluster_features > 1 and cluster_features * feature >= 2 * factor.b:
                 continue
             yield Config(
                 rows=rows,

@@ -126,10 +126,9 @@ BOTH, LAST, FIRST = (-1, 0), (-1,), (0,)
         ("radix", BOTH, (1, 2, 2, 16384)),
         # No merging brings these into boxes that TMA can copy.
         ("radix", FIRST, (3, 2, 4, 5)),
-        ("radix", LAST, (1, 8, 8, 1)),
         ("radix", LAST, (1, 16, 4, 16)),
         # They are taken as they are, padded on chip.
-        ("factor", FIRST, (1, 8, 8, 1)),
+        ("factor", BOTH, (1, 8, 8, 1)),
         ("factor", FIRST, (1, 16, 4, 16)),
         ("factor", BOTH, (1, 48, 48, 1)),
         ("factor", FIRST, (1, 16, 16, 512)),
