@@ -253,19 +253,19 @@ def loops(rows: Sequence[Row]) -> Table:
         "wavefronts of shared memory; then barriers, waits for transfers, TMA copies "
         "and sums that products are added to"
     )
-    shown.add_column("kernel")
+    shown.add_column("kernel", overflow="fold")
     for heading in (
-        *("CTAs", "clus-\nter", "instr", "wave-\nfronts"),
+        *("CTAs /\ncluster", "instr", "wave-\nfronts"),
         *("bar-\nriers", "waits", "TMA", "sums"),
     ):
         shown.add_column(heading, justify="right")
     for row in rows:
         for kernel in row.facts.kernels if row.facts else ():
-            grid, loop = kernel.grid, kernel.loop
+            grid = kernel.grid
             shown.add_row(
                 f"{row.workload.name}\n  {row.implementation}: {kernel.name}",
-                *((str(grid.ctas), str(grid.cluster)) if grid else ("", "")),
-                *_of_loop(loop),
+                f"{grid.ctas} / {grid.cluster}" if grid else "",
+                *_of_loop(kernel.loop),
             )
     return shown
 

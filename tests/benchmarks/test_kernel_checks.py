@@ -28,6 +28,11 @@ def with_gradients(layout="feature_last", **kwargs):
 
 
 @functools.cache
+def drawn(one):
+    return kernel_checks.draw(one, 0)
+
+
+@functools.cache
 def right(one):
     """The call that a check is of, by XLA."""
     axis = one.workload.axis
@@ -67,14 +72,14 @@ VARIANTS = [
 
 @pytest.mark.parametrize("one", VARIANTS, ids=lambda one: one.name)
 def test_what_is_right_passes(one):
-    error, failed = kernel_checks.judge(one, right(one), kernel_checks.draw(one, 0))
+    error, failed = kernel_checks.judge(one, right(one), drawn(one))
     assert failed is None
     assert 0 < error < 1e-6
 
 
 def test_the_truth_is_that_of_the_definition():
     one = check(has_bias=True, activation="relu")
-    inputs = kernel_checks.draw(one, 0)
+    inputs = drawn(one)
     x, factors, bias = inputs.arguments
     sums = reference.apply(x, factors) + np.asarray(bias, float)
     (exact,) = inputs.exact
@@ -84,7 +89,7 @@ def test_the_truth_is_that_of_the_definition():
 @pytest.mark.parametrize("layout", workloads.LAYOUTS)
 def test_the_true_gradients(layout):
     one = with_gradients(layout, has_bias=True)
-    inputs = kernel_checks.draw(one, 0)
+    inputs = drawn(one)
     dy, x, factors, bias = inputs.arguments
     if layout == "feature_first":
         dy, x = dy.T, x.T
@@ -134,7 +139,7 @@ def broken(how, one):
 )
 def test_what_is_wrong_is_seen(how, words):
     one = dataclasses.replace(check(), precision="highest")
-    inputs = kernel_checks.draw(one, 0)
+    inputs = drawn(one)
     _, failed = kernel_checks.judge(one, broken(how, one), inputs)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(failed)
@@ -174,7 +179,7 @@ def broken_gradients(how, one):
 )
 def test_wrong_gradients_are_seen(how, words):
     one = with_gradients(has_bias=True)
-    inputs = kernel_checks.draw(one, 0)
+    inputs = drawn(one)
     _, failed = kernel_checks.judge(one, broken_gradients(how, one), inputs)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(failed)
