@@ -204,23 +204,28 @@ def shift_right(x: Any, by: int) -> Any:
 def mma(
     sums: Sequence[Any] | None, a: Sequence[Any], b: Sequence[Any], dtype: Any
 ) -> list[Any]:
-    """mma.sync m16n8k16 of a warp: sums + a b.
+    """mma.sync m16n8k16 or m16n8k8 of a warp: sums + a b.
 
     Args:
       sums: 4 registers of float32, or None for zeros.
-      a: left operand (16, 16), 4 registers with two entries each.
-      b: right operand (16, 8), 2 registers.
+      a: left operand (16, 16) or (16, 8), 4 or 2 registers with two entries each.
+      b: right operand (16, 8) or (8, 8), 2 registers or 1.
       dtype: of the operands, bfloat16 or float16.
     """
     f32, kind = ir.F32Type.get(), _PTX[jnp.dtype(dtype).name]
     if sums is None:
         sums = [mgpu.utils.c(0.0, f32)] * 4
+    places = iter(range(4 + len(a) + len(b) + 4))
+    fragments = ", ".join(
+        "{" + ",".join(f"${next(places)}" for _ in range(count)) + "}"
+        for count in (4, len(a), len(b), 4)
+    )
     found = llvm.inline_asm(
         llvm.StructType.get_literal([f32] * 4),
         [*a, *b, *sums],
-        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-        "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
-        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        f"mma.sync.aligned.m16n8k{4 * len(a)}.row.col.f32.{kind}.{kind}.f32 "
+        f"{fragments};",
+        ",".join(["=f"] * 4 + ["r"] * (len(a) + len(b)) + ["f"] * 4),
         has_side_effects=False,
     )
     return [llvm.extractvalue(f32, found, [n]) for n in range(4)]

@@ -69,6 +69,11 @@ def h_fragment(plan: Plan) -> Fragment:
     )
 
 
+def left_operands(plan: Plan) -> list[Fragment]:
+    """Of h and of factors[0]."""
+    return [h_fragment(plan), left_fragment(plan)]
+
+
 def left_as_given(plan: Plan) -> Fragment:
     """(sixteens, 2, 8 outputs, inputs / 8, 4, 2, groups, warps, fours, 4 blocks)."""
     return Fragment(
@@ -440,7 +445,7 @@ class Kernel:
             multiply = by_lanes(
                 functools.partial(left_values, plan, block),
                 functools.partial(multiply_left, plan, weights.dtype, block),
-                [fragment, left_fragment(plan)],
+                left_operands(plan),
                 y_fragment(plan),
                 jnp.float32,
             )

@@ -88,6 +88,28 @@ def h_fragment(plan: Plan) -> Fragment:
     )
 
 
+def h_rest(plan: Plan) -> Fragment:
+    """(2, halves of the rows, warps, blocks, 8, 4, 2) of 8 inputs beyond sixteens."""
+    eights = of_two(plan.middle_of_warp)
+    return Fragment(
+        (
+            (plan.warps_outputs, "same warps"),
+            *along((2, 2)),
+            (plan.warps_middle, "warp"),
+            *along((*eights, 2, 2)),
+            (8, "lane"),
+            (4, "lane"),
+            (2, "vector"),
+        )
+    )
+
+
+def left_operands(plan: Plan) -> list[Fragment]:
+    """Of h, in sixteens of inputs and eight that may be left, and of factors[0]."""
+    rest = [h_rest(plan)] if plan.blocks % 16 else []
+    return [h_fragment(plan), *rest, left_fragment(plan)]
+
+
 def left_as_given(plan: Plan) -> Fragment:
     """(warps, eights, 8 outputs, inputs / 8, 4, 2, warps, eights, 8 blocks)."""
     return Fragment(
@@ -152,10 +174,13 @@ def multiply_right(plan: Plan, dtype: Any, x: Any, w: Any, isa: Any = registers)
     return found
 
 
-def multiply_left(plan: Plan, dtype: Any, h: Any, w: Any, isa: Any = registers) -> Any:
+def multiply_left(
+    plan: Plan, dtype: Any, h: Any, *rest_and_w: Any, isa: Any = registers
+) -> Any:
     """Registers of y, (halves, eights, 2 outputs, eights, 8), likewise."""
     count = 8 * plan.middle_of_warp
     h = h.reshape(2, 2, plan.blocks // 16, count)
+    *rest, w = rest_and_w
     w = w[..., 0].reshape(plan.outputs_of_warp, -1, count)
     found = np.empty((2, plan.outputs_of_warp, 2, count), dtype=object)
     for eight, block in np.ndindex(plan.outputs_of_warp, count):
@@ -164,6 +189,10 @@ def multiply_left(plan: Plan, dtype: Any, h: Any, w: Any, isa: Any = registers) 
             a = h[:, :, step, block].reshape(-1)
             b = w[eight, 2 * step : 2 * step + 2, block]
             sums = isa.mma(sums, a, b, dtype)
+        for of_eight in rest:
+            a = of_eight.reshape(2, 2, -1, 4).transpose(1, 2, 0, 3)
+            a = a.reshape(2, count)[:, block]
+            sums = isa.mma(sums, a, w[eight, -1:, block], dtype)
         for at in range(4):
             found[at // 2, eight, at % 2, block] = sums[at]
     isa.fence()
@@ -188,10 +217,15 @@ def right_values(plan: Plan, x: jax.Array, w: jax.Array) -> jax.Array:
     return (x * w).sum(-1).swapaxes(2, 3).reshape(h_stored(plan).shape)
 
 
-def left_values(plan: Plan, h: jax.Array, w: jax.Array) -> jax.Array:
+def left_values(plan: Plan, h: jax.Array, *rest_and_w: jax.Array) -> jax.Array:
     """`multiply_left` on arrays."""
+    *rest, w = rest_and_w
     h = h.astype(jnp.float32).reshape(2, 2, -1, plan.middle, 8, 8)
-    h = h.transpose(1, 4, 2, 0, 5, 3).reshape(16, 1, plan.blocks, plan.middle)
+    h = h.transpose(1, 4, 2, 0, 5, 3).reshape(16, 1, -1, plan.middle)
+    for r in rest:
+        r = r.astype(jnp.float32).reshape(2, 2, plan.middle // 8, 4, 8, 8)
+        r = r.transpose(1, 4, 5, 2, 0, 3).reshape(16, 1, 8, plan.middle)
+        h = jnp.concatenate([h, r], axis=2)
     w = w.astype(jnp.float32).reshape(-1, plan.blocks, plan.middle)
     return (h * w).sum(2).reshape(y_fragment(plan).shape)
 
@@ -354,23 +388,27 @@ class Kernel:
     def apply_left(self, turn: Any, weights: jax.Array) -> jax.Array:
         """factors[0] on a tile of h: this warpgroup's outputs."""
         plan = self.plan
-        fragment = h_fragment(plan)
         sixteens, eights = of_two(plan.blocks // 16), of_two(plan.middle_of_warp)
-        view = self.hs.at[jax.lax.rem(jnp.int32(turn), 2), :, :, pl.ds(0, plan.middle)]
-        view = view.reshape(
-            2, *sixteens, 2, 4, 2, plan.warps_middle, *eights, 2, 2, 2, 8
-        )
+        h = self.hs.at[jax.lax.rem(jnp.int32(turn), 2), :, :, pl.ds(0, plan.middle)]
+        ends = (4, 2, plan.warps_middle, *eights, 2, 2, 2, 8)
+        whole = plan.blocks // 16 * 16
+        view = h.at[:, pl.ds(0, whole)].reshape(2, *sixteens, 2, *ends)
         u, last = 1 + len(sixteens), view.ndim - 1
         order = (u, 0, *range(1, u), *range(u + 3, last), last, u + 1, u + 2)
-        tile = fragment.load(view.transpose(order))
+        tiles = [h_fragment(plan).load(view.transpose(order))]
+        if plan.blocks % 16:
+            view = h.at[:, pl.ds(whole, 8)].reshape(2, *ends)
+            last = view.ndim - 1
+            order = (last - 3, 0, *range(3, last - 3), last - 2, last - 1, last, 1, 2)
+            tiles.append(h_rest(plan).load(view.transpose(order)))
         multiply = by_lanes(
             functools.partial(left_values, plan),
             functools.partial(multiply_left, plan, weights.dtype),
-            [fragment, left_fragment(plan)],
+            left_operands(plan),
             y_fragment(plan),
             jnp.float32,
         )
-        found = multiply(tile, weights)
+        found = multiply(*tiles, weights)
         if self.bias is not None:
             bias = bias_fragment(plan)
             found = add_bias(

@@ -169,16 +169,17 @@ def plan(
             "fused: the kernel takes two factors (1, b0, c0, d0) and (a1, b1, c1, 1) "
             f"with a1 = c0 and b1 = d0, got {list(shapes)}"
         )
-    # What mma.sync multiplies is 16 wide along sums and, features first, outputs.
-    multiples = {"b0": 8, "c0 = a1": 16, "d0 = b1": 8, "c1": 16}
+    # mma.sync is 16 wide along its sums, and so it is, features first, along outputs.
+    multiples = {"b0": 8, "c0 = a1": 8, "d0 = b1": 8, "c1": 16}
     if axis == 0:
-        multiples |= {"b0": 16, "d0 = b1": 16}
+        multiples = dict.fromkeys(multiples, 16)
     sizes = (outputs, blocks, middle, inputs)
     for (name, multiple), size in zip(multiples.items(), sizes, strict=True):
-        if size % multiple or size > _LARGEST:
+        least = 16 if name == "c0 = a1" else multiple
+        if size % multiple or not least <= size <= _LARGEST:
             raise NotImplementedError(
-                f"fused: with axis={axis}, {name} must be a multiple of {multiple} up "
-                f"to {_LARGEST}, got {size}"
+                f"fused: with axis={axis}, {name} must be a multiple of {multiple} "
+                f"from {least} to {_LARGEST}, got {size}"
             )
     for warpgroups in (4, 3, 2, 1):
         found = Plan(blocks, middle, inputs, outputs, axis, warpgroups)
