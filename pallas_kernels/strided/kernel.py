@@ -217,12 +217,15 @@ class _Kernel:
         def take_tile(n: jax.Array, carry: Any) -> Any:
             slot, before, at = carry
             plgpu.barrier_wait(self.loaded.at[slot])
-            x = self.load_vectors(thread, self.ring.at[slot])
+            x = self.load_vectors(thread, self.ring.at[slot], 0)
             pl.when(sent + n >= OUT_STAGES)(
                 lambda: plgpu.barrier_wait(self.vacant.at[at])
             )
             for tile in range(plan.tiles_of_warp):
-                sums = self.multiply(weights[tile], x)
+                sums = self.multiply(weights[tile], x, None, 0)
+                for more in range(1, plan.parts):  # Then there is one tile.
+                    x = self.load_vectors(thread, self.ring.at[slot], more)
+                    sums = self.multiply(weights[tile], x, sums, more)
                 sums = self.epilogue(sums, thread, part, tile)
                 self.store(thread, sums, self.sums.at[at], tile)
             plgpu.commit_smem()
@@ -331,43 +334,55 @@ class _Kernel:
         weights: list[Any] = load(thread, self.ring)
         return weights
 
-    def load_vectors(self, thread: Any, slot: Any) -> Any:
-        """Vectors of a tile as operands, in registers."""
+    def load_vectors(self, thread: Any, slot: Any, part: int) -> Any:
+        """A part of a tile's vectors as operands, in registers."""
         plan = self.plan
-        count = 2 * plan.width * plan.steps
+        count = 2 * plan.width * plan.steps // plan.parts
 
         @registers.by_lanes(
-            self.arrays.load_vectors,
+            functools.partial(self.arrays.load_vectors, part=part),
             arg_types=(registers.THREAD, self.slots),
             return_type=registers.kept_type(count, jnp.int32),
         )
         def load(ctx: Any, thread: Any, slot: Any) -> Any:
             del ctx
             (number,) = registers.kept(thread)
+            if part:
+                registers.fence()  # The part before is multiplied by now.
             start = registers.address(slot)
-            found = lanes.load_vectors(registers, plan, number, start)
+            found = lanes.load_vectors(registers, plan, number, start, part)
             return registers.keep(_flat(found))
 
         return load(thread, slot)
 
-    def multiply(self, weights: Any, x: Any) -> Any:
-        """The float32 sums of a tile of outputs."""
+    def multiply(self, weights: Any, x: Any, sums: Any, part: int) -> Any:
+        """The float32 sums of a tile of outputs, with those of parts before."""
         plan, dtype = self.plan, self.x.dtype
-        of_weights, of_x = 4 * plan.width * plan.steps, 2 * plan.width * plan.steps
+        of_weights = 4 * plan.width * plan.steps
+        of_x = 2 * plan.width * plan.steps // plan.parts
+        counts = (
+            [of_weights, of_x] if sums is None else [of_weights, of_x, self.num_sums]
+        )
 
         @registers.by_lanes(
-            self.arrays.multiply,
-            arg_types=(registers.kept_layout(of_weights), registers.kept_layout(of_x)),
+            functools.partial(self.arrays.multiply, part=part),
+            arg_types=[registers.kept_layout(n) for n in counts],
             return_type=registers.kept_type(self.num_sums, jnp.float32),
         )
-        def product(ctx: Any, weights: Any, x: Any) -> Any:
+        def product(ctx: Any, weights: Any, x: Any, *before: Any) -> Any:
             del ctx
             found = lanes.multiply(
-                registers, plan, _operands(weights, plan), _operands(x, plan), dtype
+                registers,
+                plan,
+                _operands(weights, plan.width, plan.steps),
+                _operands(x, plan.width, plan.steps // plan.parts),
+                registers.kept(*before) if before else None,
+                part,
+                dtype,
             )
             return registers.keep(found)
 
-        return product(weights, x)
+        return product(weights, x, *(() if sums is None else (sums,)))
 
     def store(self, thread: Any, sums: Any, slot: Any, tile: int) -> None:
         """Puts the sums of a tile of outputs where they are sent from."""
@@ -433,12 +448,12 @@ def _flat(operands: lanes.Operands) -> list[Any]:
     return [one for of_k in operands for of_step in of_k for one in of_step]
 
 
-def _operands(array: Any, plan: Plan) -> lanes.Operands:
+def _operands(array: Any, neighbours: int, steps: int) -> lanes.Operands:
     """The inverse of `_flat`."""
     flat = registers.kept(array)
-    each = len(flat) // (plan.width * plan.steps)
+    each = len(flat) // (neighbours * steps)
     parts = [flat[n : n + each] for n in range(0, len(flat), each)]
-    return [parts[k * plan.steps : (k + 1) * plan.steps] for k in range(plan.width)]
+    return [parts[k * steps : (k + 1) * steps] for k in range(neighbours)]
 
 
 def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
