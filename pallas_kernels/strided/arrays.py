@@ -59,22 +59,26 @@ class Arrays:
             found.append(jnp.stack(parts))
         return found
 
-    def load_vectors(self, thread: Any, slot: Any) -> jax.Array:
+    def load_vectors(self, thread: Any, slot: Any, part: int) -> jax.Array:
         del thread
         plan = self.plan
-        whole = self._entries(slot[...])
+        whole, each = self._entries(slot[...]), plan.inputs // plan.parts
         parts = [
             jax.lax.dynamic_slice(
                 whole,
-                (GROUP * rows, jnp.int32(0), strip * plan.width),
-                (GROUP, plan.inputs, plan.width),
+                (GROUP * rows, jnp.int32(part * each), strip * plan.width),
+                (GROUP, each, plan.width),
             )
             for strip, _, rows in self.positions()
         ]
         return jnp.stack(parts)
 
-    def multiply(self, weights: jax.Array, x: jax.Array) -> jax.Array:
-        return (x[:, :, None] * weights[:, None]).sum(3)
+    def multiply(
+        self, weights: jax.Array, x: jax.Array, *sums: jax.Array, part: int
+    ) -> jax.Array:
+        each = x.shape[2]
+        weights = weights[:, None, :, part * each : (part + 1) * each]
+        return sum(sums, (x[:, :, None] * weights).sum(3))
 
     def store(self, thread: Any, sums: jax.Array, slot: Any, tile: int) -> None:
         del thread

@@ -33,12 +33,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import compat, registers
 from pallas_kernels.common.epilogue import Activation, activate
-from pallas_kernels.common.slabs import SWIZZLES, slab
-from pallas_kernels.strided import lanes
-from pallas_kernels.strided.arrays import Arrays
+from pallas_kernels.common.slabs import slab
 from pallas_kernels.strided.plan import OUT_STAGES, WARPGROUPS, Plan
-
-_SPLAT = plgpu.Layout.WG_SPLAT
+from pallas_kernels.strided.warps import Warps
 
 
 def launch(
@@ -172,6 +169,10 @@ class _Kernel:
         pl.when(self.leads)(lambda: plgpu.wait_smem_to_gmem(0))
 
     @property
+    def warps(self) -> Warps:
+        return Warps(self.plan, self.x.dtype)
+
+    @property
     def leads(self) -> jax.Array:
         return jax.lax.axis_index("wg") == 0
 
@@ -199,7 +200,7 @@ class _Kernel:
             _times(plan.chunks, functools.partial(self.fetch_weights, part))
 
         _times(plan.chunks, lambda chunk: plgpu.barrier_wait(self.loaded.at[chunk]))
-        weights = self.load_weights(registers.thread())
+        weights = self.warps.load_weights(registers.thread(), self.ring)
         plgpu.commit_smem()
         plgpu.barrier_arrive(self.read)
         thread = registers.thread()
@@ -217,14 +218,17 @@ class _Kernel:
         def take_tile(n: jax.Array, carry: Any) -> Any:
             slot, before, at = carry
             plgpu.barrier_wait(self.loaded.at[slot])
-            x = self.load_vectors(thread, self.ring.at[slot])
+            x = self.warps.load_vectors(thread, self.ring.at[slot], 0)
             pl.when(sent + n >= OUT_STAGES)(
                 lambda: plgpu.barrier_wait(self.vacant.at[at])
             )
             for tile in range(plan.tiles_of_warp):
-                sums = self.multiply(weights[tile], x)
+                sums = self.warps.multiply(weights[tile], x, None, 0)
+                for more in range(1, plan.parts):  # Then there is one tile.
+                    x = self.warps.load_vectors(thread, self.ring.at[slot], more)
+                    sums = self.warps.multiply(weights[tile], x, sums, more)
                 sums = self.epilogue(sums, thread, part, tile)
-                self.store(thread, sums, self.sums.at[at], tile)
+                self.warps.store(thread, sums, self.sums.at[at], tile, self.y.dtype)
             plgpu.commit_smem()
             plgpu.barrier_arrive(self.done.at[at])
 
@@ -289,7 +293,7 @@ class _Kernel:
         )
 
     def window(self, rows: Any, part: _Part, pitch: int) -> Any:
-        """What a CTA has of rows of an array in HBM, and lines beyond their end."""
+        """What a CTA has of rows of an array in HBM, and of lines beyond their end."""
         lines = pl.ds(jnp.int32(0), pitch)  # A constant would be found out of bounds.
         if self.plan.is_whole:
             return rows.at[:, lines]
@@ -297,126 +301,11 @@ class _Kernel:
 
     def epilogue(self, sums: Any, thread: Any, part: _Part, tile: int) -> Any:
         if self.bias is not None:
-            sums = sums + self.load_bias(thread, part, tile)
-        return activate(sums, self.activation)
-
-    # By lanes, or in the interpreter with arrays.
-
-    @property
-    def arrays(self) -> Arrays:
-        return Arrays(self.plan, jax.lax.axis_index("wg"))
-
-    @property
-    def num_sums(self) -> int:
-        """Registers of a thread for the sums of a tile of outputs."""
-        return 4 * self.plan.width
-
-    def load_weights(self, thread: Any) -> list[Any]:
-        """Weights of each tile of a warp's outputs, in registers."""
-        plan = self.plan
-        count = 4 * plan.width * plan.steps
-
-        @registers.by_lanes(
-            self.arrays.load_weights,
-            arg_types=(registers.THREAD, self.slots),
-            return_type=[registers.kept_type(count, jnp.int32)] * plan.tiles_of_warp,
-        )
-        def load(ctx: Any, thread: Any, ring: Any) -> list[Any]:
-            del ctx
-            (number,) = registers.kept(thread)
-            start = registers.address(ring)
-            found = lanes.load_weights(registers, plan, number, start)
-            return [registers.keep(_flat(operands)) for operands in found]
-
-        weights: list[Any] = load(thread, self.ring)
-        return weights
-
-    def load_vectors(self, thread: Any, slot: Any) -> Any:
-        """Vectors of a tile as operands, in registers."""
-        plan = self.plan
-        count = 2 * plan.width * plan.steps
-
-        @registers.by_lanes(
-            self.arrays.load_vectors,
-            arg_types=(registers.THREAD, self.slots),
-            return_type=registers.kept_type(count, jnp.int32),
-        )
-        def load(ctx: Any, thread: Any, slot: Any) -> Any:
-            del ctx
-            (number,) = registers.kept(thread)
-            start = registers.address(slot)
-            found = lanes.load_vectors(registers, plan, number, start)
-            return registers.keep(_flat(found))
-
-        return load(thread, slot)
-
-    def multiply(self, weights: Any, x: Any) -> Any:
-        """The float32 sums of a tile of outputs."""
-        plan, dtype = self.plan, self.x.dtype
-        of_weights, of_x = 4 * plan.width * plan.steps, 2 * plan.width * plan.steps
-
-        @registers.by_lanes(
-            self.arrays.multiply,
-            arg_types=(registers.kept_layout(of_weights), registers.kept_layout(of_x)),
-            return_type=registers.kept_type(self.num_sums, jnp.float32),
-        )
-        def product(ctx: Any, weights: Any, x: Any) -> Any:
-            del ctx
-            found = lanes.multiply(
-                registers, plan, _operands(weights, plan), _operands(x, plan), dtype
+            output = self.rank * self.plan.outputs
+            sums = sums + self.warps.load_bias(
+                thread, self.bias, part.block, output, part.neighbour, tile
             )
-            return registers.keep(found)
-
-        return product(weights, x)
-
-    def store(self, thread: Any, sums: Any, slot: Any, tile: int) -> None:
-        """Puts the sums of a tile of outputs where they are sent from."""
-        plan, dtype = self.plan, self.y.dtype
-
-        @registers.by_lanes(
-            functools.partial(self.arrays.store, tile=tile),
-            arg_types=(
-                registers.THREAD,
-                registers.kept_layout(self.num_sums),
-                self.slots,
-            ),
-        )
-        def put(ctx: Any, thread: Any, sums: Any, slot: Any) -> tuple[()]:
-            del ctx
-            (number,) = registers.kept(thread)
-            values, start = registers.kept(sums), registers.address(slot)
-            lanes.store(registers, plan, number, values, start, tile, dtype)
-            return ()
-
-        put(thread, sums, slot)
-
-    def load_bias(self, thread: Any, part: _Part, tile: int) -> Any:
-        """The bias of each of the sums of a tile of outputs."""
-        plan = self.plan
-
-        @registers.by_lanes(
-            functools.partial(self.arrays.load_bias, tile=tile),
-            arg_types=(registers.THREAD, plgpu.RefType(), _SPLAT, _SPLAT, _SPLAT),
-            return_type=registers.kept_type(self.num_sums, jnp.float32),
-        )
-        def load(ctx: Any, thread: Any, bias: Any, *place: Any) -> Any:
-            del ctx
-            (number,) = registers.kept(thread)
-            i, j, k = map(registers.scalar, place)
-            found = lanes.load_bias(registers, plan, number, bias, i, j, k, tile)
-            return registers.keep(found)
-
-        output = self.rank * plan.outputs
-        return load(thread, self.bias, part.block, output, part.neighbour)
-
-    @property
-    def slots(self) -> Any:
-        """The type of slots, for `registers.by_lanes`."""
-        width = 2 * self.plan.line
-        if width not in SWIZZLES:
-            return plgpu.RefType()
-        swizzle = plgpu.SwizzleTransform(width)  # type: ignore[abstract]
-        return plgpu.RefType((swizzle,))
+        return activate(sums, self.activation)
 
 
 def _times(count: Any, act: Callable[[jax.Array], None]) -> None:
@@ -427,18 +316,6 @@ def _times(count: Any, act: Callable[[jax.Array], None]) -> None:
         return carry
 
     jax.lax.fori_loop(0, count, one, None)
-
-
-def _flat(operands: lanes.Operands) -> list[Any]:
-    return [one for of_k in operands for of_step in of_k for one in of_step]
-
-
-def _operands(array: Any, plan: Plan) -> lanes.Operands:
-    """The inverse of `_flat`."""
-    flat = registers.kept(array)
-    each = len(flat) // (plan.width * plan.steps)
-    parts = [flat[n : n + each] for n in range(0, len(flat), each)]
-    return [parts[k * plan.steps : (k + 1) * plan.steps] for k in range(plan.width)]
 
 
 def _divmod(n: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:

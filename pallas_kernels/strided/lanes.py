@@ -58,7 +58,8 @@ def load_weights(machine: Any, plan: Plan, thread: Any, ring: Any) -> list[Opera
             row = machine.multiply(machine.remainder(first, plan.row_groups), GROUP)
             start = machine.add(ring, machine.multiply(chunk, 2 * rows * pitch * line))
             row = machine.add(row, turned)
-            halves.append(_load(machine, plan, thread, start, row, strip))
+            steps = range(plan.steps)
+            halves.append(_load(machine, plan, thread, start, row, strip, steps))
         low, high = halves
         found.append(
             [
@@ -77,26 +78,45 @@ def load_weights(machine: Any, plan: Plan, thread: Any, ring: Any) -> list[Opera
     return found
 
 
-def load_vectors(machine: Any, plan: Plan, thread: Any, start: Any) -> Operands:
-    """A warp's 8 vectors of a tile as right operands.
+def load_vectors(
+    machine: Any, plan: Plan, thread: Any, start: Any, part: int
+) -> Operands:
+    """A part of the inputs of a warp's 8 vectors of a tile, as right operands.
 
     Args:
       start: where the tile lies.
+      part: which one.
     """
     strip, _, rows = position(machine, plan, thread)
     g, _ = _lane(machine, thread)
     row = machine.add(machine.multiply(rows, GROUP), g)
-    return _load(machine, plan, thread, start, row, strip)
+    each = plan.steps // plan.parts
+    steps = range(part * each, (part + 1) * each)
+    return _load(machine, plan, thread, start, row, strip, steps)
 
 
 def multiply(
-    machine: Any, plan: Plan, weights: Operands, x: Operands, dtype: Any
+    machine: Any,
+    plan: Plan,
+    weights: Operands,
+    x: Operands,
+    sums: list[Any] | None,
+    part: int,
+    dtype: Any,
 ) -> list[Any]:
-    """The sums of a tile of outputs: for each neighbour 4 registers of float32."""
-    sums: list[Any] = [None] * plan.width
-    for step, k in itertools.product(range(plan.steps), range(plan.width)):
-        sums[k] = machine.mma(sums[k], weights[k][step], x[k][step], dtype)
-    return [register for of_block in sums for register in of_block]
+    """Adds up the products of a part of the inputs, for a tile of outputs.
+
+    Returns:
+      For each neighbour 4 registers of float32.
+    """
+    each = plan.steps // plan.parts
+    found: list[Any] = [
+        None if sums is None else sums[4 * k : 4 * k + 4] for k in range(plan.width)
+    ]
+    for step, k in itertools.product(range(each), range(plan.width)):
+        w = weights[k][part * each + step]
+        found[k] = machine.mma(found[k], w, x[k][step], dtype)
+    return [register for of_block in found for register in of_block]
 
 
 def store(
@@ -189,14 +209,20 @@ def _turned(machine: Any, plan: Plan, thread: Any) -> Any:
 
 
 def _load(
-    machine: Any, plan: Plan, thread: Any, start: Any, row: Any, strip: Any
+    machine: Any,
+    plan: Plan,
+    thread: Any,
+    start: Any,
+    row: Any,
+    strip: Any,
+    steps: range,
 ) -> Operands:
-    """Entries of a row for each neighbour, in pairs along the inputs."""
+    """Entries of a row for each neighbour, in pairs along the inputs of some steps."""
     _, t = _lane(machine, thread)
     mine = machine.multiply(t, plan.input_of_lane)
     pitch = plan.slot_in[1]
     found: Operands = [[] for _ in range(plan.width)]
-    for step in range(plan.steps):
+    for step in steps:
         vectors = []
         for q in range(4):
             feature = plan.input(step, q)

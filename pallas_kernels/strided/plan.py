@@ -15,6 +15,7 @@ NEIGHBOURS = (64, 56, 40, 32, 24, 16, 8)
 CLUSTERS = (1, 2, 4)
 MAX_INPUTS = 128
 _WEIGHT_REGISTERS = 128  # Of a thread.
+_VECTOR_REGISTERS = 48
 _LINE = 64  # Features in the 128 bytes of the widest swizzle.
 _OTHER_BYTES = 1024  # Barriers.
 _BUSY = 0.95  # Of the CTAs, at least.
@@ -88,6 +89,15 @@ class Plan:
     def shares(self) -> int:
         """Warps with different outputs of the same neighbours."""
         return -(-self.outputs // (TILE * self.tiles_of_warp))
+
+    @property
+    def parts(self) -> int:
+        """Parts of the inputs, which a warp loads and multiplies one after the other.
+
+        Where there is more than one, a warp has but one tile of outputs.
+        """
+        fits = 2 * self.width * self.steps <= _VECTOR_REGISTERS
+        return 1 if fits or self.steps % 2 else 2
 
     @property
     def row_groups(self) -> int:

@@ -21,6 +21,7 @@ SHAPES = [
     *((1, 32, 32, 64), (1, 64, 64, 64), (1, 32, 32, 32), (1, 48, 48, 16)),
     *((4, 64, 64, 16), (1, 128, 128, 16), (1, 64, 64, 8), (1, 48, 48, 64)),
     *((2, 24, 40, 16), (1, 16, 64, 48), (1, 8, 16, 256), (1, 64, 48, 24)),
+    (2, 40, 104, 8),
 ]
 
 
@@ -48,8 +49,8 @@ def draw(shape, batch, dtype):
             *((1, 48, 32, 32), Config(32, 2, 3, ctas=2), 8 * 8, "bfloat16"),
             {"activation": "relu", "bias": "float32", "out_dtype": "float16"},
         ),
-        # 4 neighbours of a warp.
-        ((1, 32, 80, 16), Config(8, 1, 3, ctas=2), 70, "float16", {}),
+        # 4 neighbours of a warp, whose inputs come in two parts.
+        ((1, 32, 128, 16), Config(8, 1, 3, ctas=2), 70, "float16", {}),
     ],
 )
 def test_values_and_races(shape, config, batch, dtype, options):
@@ -118,9 +119,16 @@ def test_lanes(shape):
         machine = lane_machine.Machine(shared, warp)
         weights = lanes.load_weights(machine, found, machine.thread, 0)
         machine.wavefronts = machine.fewest = 0
-        vectors = lanes.load_vectors(machine, found, machine.thread, start)
+        vectors = [
+            lanes.load_vectors(machine, found, machine.thread, start, part)
+            for part in range(found.parts)
+        ]
         for tile, of_tile in enumerate(weights):
-            sums = lanes.multiply(machine, found, of_tile, vectors, dtype)
+            sums = None
+            for part, of_part in enumerate(vectors):
+                sums = lanes.multiply(
+                    machine, found, of_tile, of_part, sums, part, dtype
+                )
             offsets = lanes.load_bias(
                 *(machine, found, machine.thread),
                 *(bias, a - 1, rank * outputs, k, tile),
