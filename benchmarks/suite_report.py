@@ -1,12 +1,12 @@
 """What `benchmarks.gpu_suite` found, on a page that fits a terminal."""
 
+import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
 from benchmarks import ceilings, jsonl, kernel_checks, launched, tables, targets
-from benchmarks.kernel_checks import Form
 from benchmarks.results import Row
 from benchmarks.suite_cases import XLA
 from benchmarks.workloads import DENSE_LAYER, DTYPES, LAYOUTS, Workload
@@ -15,6 +15,7 @@ from benchmarks.workloads import DENSE_LAYER, DTYPES, LAYOUTS, Workload
 COMMITTED = pathlib.Path(__file__).parent / "results"
 
 _LAYOUTS = {"feature_last": "last", "feature_first": "first"}
+_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def committed() -> list[kernel_checks.Row]:
@@ -27,29 +28,46 @@ def committed() -> list[kernel_checks.Row]:
 
 
 def checks(rows: Sequence[kernel_checks.Row]) -> Table:
-    """How many checks of each form were right, wrong, refused and lost."""
-    table = tables.plain(caption="lost: the process died, or did not come to an end")
-    table.add_column("kernels, and what they were launched on", no_wrap=True)
-    for heading in ("right", "wrong", "lost", "error ÷ allowed"):
-        table.add_column(heading, justify="right")
-    groups: dict[Form, list[kernel_checks.Row]] = {}
+    """How many checks were right, wrong and lost: a line for kernels and direction."""
+    refused = sum(row.unsupported is not None for row in rows)
+    table = tables.plain(
+        caption=f"{len(rows)} checks, {refused} of them refused; right ones, then "
+        "those that are wrong (!) and in which the process was lost (x); at the end "
+        "the largest error over what is allowed"
+    )
+    table.add_column("what was launched", no_wrap=True)
+    kinds = list(itertools.product(LAYOUTS, DTYPES))
+    for layout, dtype in kinds:
+        table.add_column(f"{_LAYOUTS[layout]}\n{_DTYPES[dtype]}", justify="right")
+    table.add_column("error", justify="right")
+    groups: dict[str, list[kernel_checks.Row]] = {}
     for row in rows:
-        if row.form is not None and (row.is_lost or row.error is not None):
-            groups.setdefault(row.form, []).append(row)
-    for form, group in sorted(groups.items()):
-        wrong = sum(row.failed is not None and not row.is_lost for row in group)
-        lost = sum(row.is_lost for row in group)
+        if row.form is not None:
+            words = "+".join(row.form.kernels) or "nothing"
+            words += ", backward" if row.form.direction != "forward" else ""
+            groups.setdefault(words, []).append(row)
+    for words, group in sorted(groups.items()):
         errors = [row.error / row.tolerance for row in group if row.error is not None]
-        table.add_row(
-            *(
-                form.name,
-                str(len(group) - wrong - lost),
-                str(wrong or ""),
-                str(lost or ""),
-            ),
-            f"{max(errors):.2f}" if errors else "",
-        )
+        cells = [
+            _outcomes(
+                [
+                    row
+                    for row in group
+                    if (row.check.workload.layout, row.check.workload.dtype) == kind
+                ]
+            )
+            for kind in kinds
+        ]
+        table.add_row(words, *cells, f"{max(errors):.2f}" if errors else "")
     return table
+
+
+def _outcomes(rows: Sequence[kernel_checks.Row]) -> str:
+    lost = sum(row.is_lost for row in rows)
+    wrong = sum(row.failed is not None for row in rows) - lost
+    right = len(rows) - lost - wrong
+    counts = ((right, ""), (wrong, "!"), (lost, "x"))
+    return " ".join(f"{count}{mark}" for count, mark in counts if count)
 
 
 def never_run(rows: Iterable[kernel_checks.Row]) -> Table:
