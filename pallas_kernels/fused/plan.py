@@ -28,7 +28,8 @@ class Plan:
       outputs: b₀ of factors[0].
       axis: the feature axis of x.
       warpgroups: of a team, which takes tiles of its own. A CTA has as many teams as
-        make four warpgroups or three: so the compiler gives a thread 128 registers.
+        make four warpgroups, or one of three: a multiprocessor has registers for one
+        such CTA, whatever the compiler gives its threads.
     """
 
     blocks: int
