@@ -26,7 +26,6 @@ from benchmarks.units import Ratio
 from benchmarks.workers import Lost, Tell
 from benchmarks.workloads import Direction, Layout, Workload
 from butterjax.numerics import tolerance
-from pallas_kernels.common import pieces
 from pallas_kernels.common.epilogue import Activation, activate
 
 # No multiple of any tile. TMA wants whole 16 bytes where the batch comes last.
@@ -96,9 +95,6 @@ _TO_RUN = 20.0
 # XLA is not to try alternatives out where nothing is timed.
 _OPTIONS: dict[str, str | bool | int] = {"xla_gpu_autotune_level": 0}
 
-# Per factor, of float32 in two bfloat16 pieces, whose products are exact to 2⁻¹⁶.
-_TWO_PIECES = 2**-15
-
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -151,9 +147,8 @@ class Check:
     def tolerance(self) -> float:
         """Largest relative error that is allowed, of any one vector or gradient."""
         work = self.workload
-        if pieces.count(work.dtype, self.precision) == 2:
-            return _TWO_PIECES * len(work.chain)
-        return tolerance(work.dtype, len(work.chain))
+        tf32 = self.precision != "highest"
+        return tolerance(work.dtype, len(work.chain), tf32=tf32)
 
 
 @dataclasses.dataclass(frozen=True)

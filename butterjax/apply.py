@@ -47,7 +47,8 @@ def butterfly(
       activation: "relu", "gelu" (the tanh form), "silu", or None for none.
       implementation: one of `butterjax.implementations.names()`; None takes the one
         that `butterjax.planning.choose` expects to be fastest.
-      precision: as in `jax.lax.dot_general`.
+      precision: as in `jax.lax.dot_general`, of the products here and in all gradients.
+        For float32 on a GPU the default allows TF32; "highest" does not.
       preferred_element_type: dtype of the result, or its name ("bfloat16" or "bf16");
         None for that of the operands.
 

@@ -1,4 +1,12 @@
-"""Which types the products accumulate in, and how exact they are held to be."""
+"""Which types the products accumulate in, and how exact they are held to be.
+
+What `precision` says of float32 holds for a layer and for all its gradients alike: for
+y, dx, and the gradients of the factors and of the bias. Under "highest" all of their
+products are as exact as float32. Under the default a GPU may multiply any of them in
+TF32, which keeps 11 bits of an operand. XLA does so; the kernels multiply bfloat16
+pieces, which is more exact, but nothing promises it. So the error that is allowed does
+not depend on which of the two takes a product.
+"""
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -36,7 +44,7 @@ def accumulation_dtype(dtype: DTypeLike, out_dtype: DTypeLike) -> jnp.dtype:
 
 
 def tolerance(dtype: DTypeLike, num_factors: int, *, tf32: bool = False) -> float:
-    """Largest relative Frobenius error of a chain's output or gradient.
+    """Largest relative Frobenius error of a chain's output, or of any gradient.
 
     Args:
       dtype: type of x and of the factors.

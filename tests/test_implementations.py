@@ -335,6 +335,27 @@ def test_export_for_a_gpu_with_gradients(kernel):
     ]
 
 
+@pytest.mark.parametrize("implementation", [*XLA, *KERNELS])  # Not in the interpreter.
+@pytest.mark.parametrize("chain", [HALF, bj.Chain([(1, 32, 32, 4)])], ids=str)
+@both_layouts
+def test_precision_is_that_of_gradients_too(implementation, chain, axis):
+    x = jax.ShapeDtypeStruct((64, chain.in_features), "float32")
+    factors = [jax.ShapeDtypeStruct(shape, "float32") for shape in chain.shapes]
+    function = call(implementation, axis, precision="highest", activation="silu")
+
+    def step(x, factors):
+        y, pull_back = jax.vjp(function, x, factors)
+        return y, pull_back(y)
+
+    lowered = jax.jit(step).trace(x, factors).lower(lowering_platforms=("cuda",))
+    lines = lowered.as_text().splitlines()
+    # Where nothing is summed, XLA multiplies entry by entry.
+    outer = "contracting_dims = [] x []"
+    products = [line for line in lines if "dot_general" in line and outer not in line]
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
+    assert products or implementation in ("bcsr", "elementwise")
+
+
 @every_implementation
 @both_layouts
 def test_empty_batch(name, axis):

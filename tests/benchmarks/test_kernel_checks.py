@@ -12,6 +12,7 @@ from benchmarks.kernel_checks import Check
 from benchmarks.workers import Lost
 from benchmarks.workloads import Workload
 from butterjax.gpu.launches import plan_launches
+from butterjax.numerics import tolerance
 from tests import reference
 from tests.benchmarks.test_results import ENVIRONMENT
 
@@ -185,10 +186,14 @@ def test_wrong_gradients_are_seen(how, words):
         raise AssertionError(failed)
 
 
-def test_float32_is_held_to_what_its_pieces_keep():
-    assert check().tolerance == 2 * 2**-15
-    assert check(precision="highest").tolerance == 2e-6
-    assert check(dtype="bfloat16").tolerance == 2e-2
+def test_results_and_gradients_are_held_to_the_tolerance_of_the_library():
+    for direction in ("forward", "forward+backward"):
+        tf32 = tolerance("float32", 2, tf32=True)
+        assert check(direction=direction).tolerance == tf32
+        one = check(direction=direction, precision="highest")
+        assert one.tolerance == tolerance("float32", 2)
+        one = check(direction=direction, dtype="bfloat16")
+        assert one.tolerance == tolerance("bfloat16", 2)
 
 
 def row(one, kernels=("factor",), **changes):
