@@ -137,7 +137,8 @@ def identity() -> Initializer:
         del key, out_sharding
         if len(shape) != 2:
             raise ValueError(
-                f"identity: shape must be that of a matrix, (rows, columns), got {shape}"
+                "identity: shape must be that of a matrix, (rows, columns), got "
+                f"{shape}"
             )
         rows, columns = shape
         return jnp.eye(rows, columns, dtype=dtype)
