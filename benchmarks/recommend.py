@@ -104,7 +104,8 @@ def table(found: Recommendation) -> Table:
     shown = tables.plain()
     shown.add_column("", no_wrap=True)
     shown.add_column("chain", overflow="fold")
-    for heading in ("ms", "÷ dense layer", "weights", "peak memory"):
+    milliseconds = "ms" if found.is_measured else "ms, at least"
+    for heading in (milliseconds, "÷ dense layer", "weights", "peak memory"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for option in found.options:
         is_best = option is found.best

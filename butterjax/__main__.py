@@ -13,7 +13,7 @@ The same as a function: butterjax.planning.recommend.
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from butterjax.planning import Option, Recommendation, recommend
 
@@ -38,7 +38,8 @@ def define_flags() -> None:
 
 def describe(found: Recommendation) -> str:
     """All options, the fastest first, what to use, and where the times are from."""
-    lines = [_line(option) for option in found.options]
+    words = "" if found.is_measured else "at least "
+    lines = [words + _line(option) for option in found.options]
     best = found.best
     advice = (
         "Stay with a dense layer."
@@ -53,7 +54,7 @@ def _line(option: Option) -> str:
     milliseconds = f"{1e3 * option.seconds:.3g} ms"
     mebibytes = f"{option.weight_bytes / 2**20:.3g} MiB"
     what = f"  {option.chain}" if option.chain else ""
-    return f"{milliseconds:>12}{mebibytes:>12}  {option.implementation}{what}"
+    return f"{milliseconds:>10}{mebibytes:>12}  {option.implementation}{what}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,4 +81,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
+    logging.set_verbosity(logging.WARNING)  # Not JAX's search for devices.
     app.run(main)

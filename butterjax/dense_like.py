@@ -96,7 +96,10 @@ def check_partitioning(argument: str, names: Any) -> None:
       names: mesh axes, as a tuple, a PartitionSpec or a NamedSharding.
     """
     given = names.spec if isinstance(names, NamedSharding) else names
-    given = (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(given, str):
+        given = (given,)
+    what = "four names of mesh axes"
+    given = checks.sequence("Butterfly", f"partitioning of {argument}", given, what)
     if len(given) not in (0, 4):
         raise ValueError(
             f"Butterfly: {argument} has {len(given)} partitioning names, {given}, but "

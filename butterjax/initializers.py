@@ -135,6 +135,11 @@ def identity() -> Initializer:
         out_sharding: Any = None,
     ) -> jax.Array:
         del key, out_sharding
+        if len(shape) != 2:
+            raise ValueError(
+                "identity: shape must be that of a matrix, (rows, columns), got "
+                f"{shape}"
+            )
         rows, columns = shape
         return jnp.eye(rows, columns, dtype=dtype)
 

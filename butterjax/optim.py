@@ -1,13 +1,13 @@
 """Which parameters an optimiser treats how: masks for `optax`."""
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
-_KERNEL = re.compile(r"kernel|factor_\d+")
+from butterjax.parameters import is_factor_name
+
 _BOX = GetAttrKey("value")  # Flax's, around a parameter with metadata.
 
 
@@ -23,9 +23,9 @@ def decay_mask(params: Any) -> Any:
         has tuples of factors in it.
 
     Returns:
-      The same tree with True for each leaf that is named `kernel` or `factor_0`,
-      `factor_1`, …, and for arrays of four axes in a tuple or a list, which are factors
-      that have no name; with False for all else: biases, scales, embeddings.
+      The same tree with True for each leaf that is named `kernel` or `factor_00`,
+      `factor_01`, …, and for arrays of four axes in a tuple or a list, which are
+      factors that have no name; with False for all else: biases, scales, embeddings.
     """
     return jax.tree.map_with_path(_decays, params)
 
@@ -33,7 +33,7 @@ def decay_mask(params: Any) -> Any:
 def _decays(path: tuple[Any, ...], leaf: Any) -> bool:
     *_, last = [0, *(_name(key) for key in path if key != _BOX)]
     if isinstance(last, str):
-        return _KERNEL.fullmatch(last) is not None
+        return last == "kernel" or is_factor_name(last)
     return jnp.ndim(leaf) == 4
 
 

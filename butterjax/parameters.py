@@ -21,6 +21,11 @@ def factor_names(length: int) -> tuple[str, ...]:
     return tuple(f"factor_{i:0{digits}}" for i in range(length))
 
 
+def is_factor_name(name: str) -> bool:
+    """Whether a layer's parameter of that name is a factor."""
+    return re.fullmatch(r"factor_\d+", name) is not None
+
+
 def factors_of(params: Mapping[str, Any]) -> tuple[jax.Array, ...]:
     """The factors among the parameters of one layer, the leftmost first.
 

@@ -385,6 +385,13 @@ for call, argument in [
     others(call, argument, "must be a function", NO_FUNCTIONS)
     others(call, argument, "must return an array of the shape", BAD_DRAWS)
 
+case(
+    lambda: bj.initializers.identity()(KEY, (2, 3, 4)),
+    "shape",
+    r"\(2, 3, 4\)",
+    "must be that of a matrix",
+)
+
 # Modules
 sizes(bj.linen.Butterfly, "features")
 sizes(lambda v: nnx_layer(in_features=v), "in_features")
@@ -417,6 +424,20 @@ for name in ("kernel_metadata", "bias_metadata"):
         "must be a Mapping",
         [(None, "None"), (("a",), r"\('a',\)")],
     )
+others(
+    lambda v: nnx_layer(kernel_metadata={"out_sharding": v}),
+    "kernel_metadata",
+    "four names",
+    [(3, "3"), (("in", "out"), r"\('in', 'out'\)"), ({"a": 1}, r"\{'a': 1\}")],
+)
+others(
+    lambda v: linen_output(
+        kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), v)
+    ),
+    "kernel_init",
+    "four names",
+    [(("in", "out"), r"\('in', 'out'\)"), ("in", r"\('in',\)")],
+)
 for call in (
     lambda v: bj.linen.Butterfly(8).init(KEY, v),
     lambda v: nnx_layer()(v),

@@ -23,6 +23,7 @@ def test_says_what_is_possible_and_that_it_is_not_measured():
     assert done.returncode == 0, done.stderr
     assert f"bmm  {bj.Chain.monarch(1024, 4096)}" in done.stdout
     assert "not predictions" in done.stdout
+    assert not done.stderr
     assert "in a checkout of the project" in done.stdout
 
 
@@ -32,6 +33,7 @@ def test_description():
     assert len(lines) == len(found.options) + 3
     (dense,) = [line for line in lines if "dense layer" in line and " MiB" in line]
     # 2·1024·4096² FLOPs at 1e11 a second, and 4·4096² bytes.
+    assert dense.startswith("at least")
     assert "344 ms" in dense
     assert "64 MiB" in dense
     assert repr(found.best.chain) in lines[-3]

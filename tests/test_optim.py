@@ -70,7 +70,7 @@ def test_adamw_takes_it():
     gradients = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     updates, params = updates["params"], params["params"]
-    factor = params["layers_1"]["factor_3"]
-    error = reference.relative_error(updates["layers_1"]["factor_3"], -0.5 * factor)
+    factor = params["layers_1"]["factor_03"]
+    error = reference.relative_error(updates["layers_1"]["factor_03"], -0.5 * factor)
     assert error < 1e-6
     np.testing.assert_array_equal(updates["layers_1"]["bias"], np.zeros(16))

@@ -50,7 +50,7 @@ def brute_force(n_in, n_out, length, max_block):
     return min(chains, key=cost, default=None)
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=600, deadline=None)
 @hypothesis.given(
     st.sampled_from([*range(2, 33), 36, 48, 60, 64, 72, 96, 120]),
     st.sampled_from([*range(2, 33), 36, 48, 60, 64, 72, 96, 120]),
@@ -63,6 +63,33 @@ def test_best_of_all_splits(n_in, n_out, length, max_block):
     if expected and max_block == 200:
         chain = Chain.from_shape(n_in, n_out, num_factors=length)
         assert chain == Chain(expected)
+
+
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "length"),
+    [(360, 360, 3), (360, 360, 4), (144, 144, 4), (360, 24, 3), (24, 360, 3)],
+)
+def test_of_many_equally_good_splits_the_smallest_blocks_first(n_in, n_out, length):
+    expected = brute_force(n_in, n_out, length, 360)
+    assert sizes._best_split(n_in, n_out, length, 360) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "length", "max_block"),
+    [(48, 36, 3, 48), (96, 16, 4, 96), (16, 96, 4, 12), (64, 64, 5, 8), (72, 8, 3, 9)],
+)
+def test_no_way_on_takes_less_than_the_bound(n_in, n_out, length, max_block):
+    search = sizes._Search(n_in, n_out, length, max_block)
+    for ps in all_splits(n_in, length, 2):
+        for qs in all_splits(n_out, length, 2):
+            chain = chain_of(ps, qs)
+            if max(*ps, *qs) > max_block or cost(chain)[0]:
+                continue  # What the search does not look at.
+            for done in range(length):
+                bound = search._least_after(
+                    math.prod(ps[:done]), math.prod(qs[:done]), length - done
+                )
+                assert bound <= cost(chain[done:])[1] * (1 + 1e-12)
 
 
 # What a search of all divisors of 720720 would take: 53 million steps a factor.

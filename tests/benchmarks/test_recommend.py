@@ -57,7 +57,9 @@ def test_without_rows_the_model_decides():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on NVIDIA H200" in done.stdout
-    assert "not measured ones, with rates that are assumed: 4.3 TB/s" in done.stdout
+    assert "rates are assumed, not predictions" in done.stdout
+    assert "The rates: 4.3 TB/s of memory" in done.stdout
+    assert "ms, at least" in done.stdout
     # 2·8192·1024·4096 FLOPs at 790e12 FLOP/s, and a launch of 3 µs.
     assert re.search(r"dense layer +0\.09\d* +1 +8\.39 MB", done.stdout)
 
@@ -128,7 +130,9 @@ def test_rows_of_other_batches_are_told_of(tmp_path):
 
 def test_default_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recommend.result_files([]) == sorted(COMMITTED.parent.glob("*.jsonl"))
+    shipped = recommend.result_files([])
+    assert [path.name for path in shipped] == ["compare_cpu.jsonl", "ks_grid_cpu.jsonl"]
+    assert all(path.parent == COMMITTED.parent for path in shipped)
     (tmp_path / "results" / "compare").mkdir(parents=True)
     write(tmp_path / "results" / "compare", "compare.jsonl", rows(**NEW))
     assert recommend.result_files([])[-1].samefile("results/compare/compare.jsonl")
