@@ -40,7 +40,7 @@ def predicted_seconds(
       NotImplementedError: if the configuration does not fit; the message says why.
     """
     types = (jnp.dtype(dtype),) * 2
-    plan = plan_for(tuple(map(tuple, shapes)), types, config, axis)
+    plan = plan_for(tuple(shapes), types, config, axis)
     return seconds(plan, types, config, batch, chip)
 
 
