@@ -100,11 +100,12 @@ def product(bench: Bench) -> Rates:
 
 
 def mma(bench: Bench) -> Rates:
-    how = {"times": bench.sizes.times, "ctas": bench.chip.multiprocessors}
-    call = functools.partial(chip_kernels.multiply, **how)
+    times, ctas = bench.sizes.times, bench.chip.multiprocessors
+    call = functools.partial(chip_kernels.multiply, times=times, ctas=ctas)
     pair = _random((64, 16), "bfloat16"), _random((16, 32), "bfloat16")
     seconds = bench.time(call, *pair) - _launch(bench)
-    return {"mma_clocks": bench.clocks(seconds, chip_kernels.products(**how))}
+    count = chip_kernels.products(times=times, ctas=ctas)
+    return {"mma_clocks": bench.clocks(seconds, count)}
 
 
 def runs(bench: Bench) -> Rates:

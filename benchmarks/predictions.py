@@ -265,9 +265,9 @@ FITTED = {
     "trip_seconds": 0.1e-6,
     "meeting_seconds": 0.02e-6,
     "launch_seconds": 0.25e-6,
-    "overlap": 0.5,
     "instructions_per_clock": 0.25,
     "line_clocks": 0.25,
+    "instructions_per_warp": 0.01,
 }
 
 

@@ -12,9 +12,9 @@ A launch takes, in seconds,
 where what overlaps are the parts of the chip that work side by side: device memory, L2,
 TMA, shared memory, instructions, tensor cores, peers; and, as one more of them, the
 chain of waits that one CTA cannot shorten: the round trips and meetings of its tiles.
-The sum of powers says that parts overlap well but never wholly: with the fitted
-exponent, two that are busy for the same time take 1.2 times as long as one, and one
-that is busy for half of the time of another adds 1 %.
+The sum of powers says that parts overlap well but never wholly: with an exponent of 4.5
+two that are busy for the same time take 1.2 times as long as one, and one that is busy
+for half of the time of another adds 1 %.
 
 What belongs to a multiprocessor (all but device memory and L2) takes as long as on the
 one that has the most to do: tiles are whole, so are CTAs, and clusters that find no
@@ -60,10 +60,12 @@ class Chip:
       run_clocks: (bytes of a run that TMA moves, clocks of a multiprocessor), in order.
       line_clocks: for a line that a warp touches in global memory.
       instructions_per_clock: that a multiprocessor issues at best, of four.
+      instructions_per_warp: that one warp issues in a clock, as its instructions wait
+        for one another; fitted.
       trip_seconds: from the start of a fetch to its arrival, in a busy chip.
       meeting_seconds: lost where the warpgroups of a CTA wait for one another.
       launch_seconds: that a kernel takes, on the device, if it has nothing to do.
-      overlap: the exponent of the p-norm; fitted.
+      overlap: the exponent of the p-norm.
       sources: of each rate, where it is from: "measured", or why it is assumed.
     """
 
@@ -83,6 +85,7 @@ class Chip:
     run_clocks: tuple[tuple[int, float], ...]
     line_clocks: float
     instructions_per_clock: float
+    instructions_per_warp: float
     trip_seconds: float
     meeting_seconds: float
     launch_seconds: float
@@ -130,6 +133,10 @@ class Chip:
         tensor = usage.mmas * self.mma_clocks
         tensor += usage.wgmma_flops / self.wgmma * self.multiprocessors * self.clock
         wait = usage.trips * self.trip_seconds + usage.meetings * self.meeting_seconds
+        issued = min(
+            self.instructions_per_clock,
+            self.instructions_per_warp * usage.warps * together,
+        )
         return {
             "hbm": usage.hbm_bytes / self.hbm,
             "l2": usage.l2_bytes / self.l2,
@@ -137,7 +144,7 @@ class Chip:
             "tma": slowest * runs,
             "lines": slowest * usage.lines * self.line_clocks,
             "shared": slowest * usage.wavefronts,
-            "issue": slowest * usage.instructions / self.instructions_per_clock,
+            "issue": slowest * usage.instructions / issued,
             "tensor": slowest * tensor,
             "waits": rounds * wait,
         }

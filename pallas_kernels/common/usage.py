@@ -40,6 +40,7 @@ class Usage:
       per_multiprocessor: of these that a multiprocessor has room for; see
         `Chip.ctas_per_multiprocessor`.
       cluster: CTAs of a cluster.
+      warps: of a CTA, that issue instructions.
       trips: round trips to memory that a CTA waits for, one after the other, for each
         tile: the fetches of a tile that follow one another, over how many of them are
         in flight. With a ring of 4 stages and two chunks a tile, 2 / 4.
@@ -64,13 +65,14 @@ class Usage:
     peer_bytes: float = 0.0
     per_multiprocessor: int = 1
     cluster: int = 1
+    warps: int = 16
     trips: float = 0.0
     meetings: float = 0.0
     prologue_bytes: float = 0.0
     prologue_trips: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("tiles", "ctas", "per_multiprocessor", "cluster"):
+        for field in ("tiles", "ctas", "per_multiprocessor", "cluster", "warps"):
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"Usage: {field} must be positive, got {value}")

@@ -72,6 +72,7 @@ def usage(plan: Tiling, chip: Chip) -> Usage:
         ctas=plan.ctas,
         per_multiprocessor=chip.ctas_per_multiprocessor(plan.smem_bytes, registers),
         cluster=config.cluster_size,
+        warps=4 * config.warpgroups,
         trips=plan.chunks / max(1, plan.ahead),
         meetings=plan.chunks * (1 + turning + 4 * (config.cluster_size > 1)) + 2,
         prologue_bytes=visits * _visit_bytes(plan) / plan.ctas,

@@ -40,7 +40,7 @@ def predicted_seconds(
       NotImplementedError: if the configuration does not fit; the message says why.
     """
     types = (jnp.dtype(dtype),) * 2
-    plan = plan_for(tuple(map(tuple, shapes)), types, config, axis)
+    plan = plan_for(tuple(shapes), types, config, axis)
     return seconds(plan, types, config, batch, chip)
 
 
@@ -87,6 +87,7 @@ def usage(plan: passes.Plan, types: Types, config: Config, batch: int) -> Usage:
         tiles=tiles,
         ctas=ctas * parts,
         per_multiprocessor=config.occupancy,
+        warps=4 * config.warpgroups,
         trips=(1 / (stages - 1) if stages > 1 else 1) + waits,
         meetings=len(plan.steps) + 1,
         prologue_bytes=weights,

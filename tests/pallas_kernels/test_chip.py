@@ -25,6 +25,7 @@ CHIP = chips.Chip(
     run_clocks=((16, 2.0), (32, 3.0), (128, 6.0)),
     line_clocks=2.0,
     instructions_per_clock=2.0,
+    instructions_per_warp=0.25,
     trip_seconds=1e-6,
     meeting_seconds=1e-7,
     launch_seconds=3e-6,
@@ -47,6 +48,7 @@ def usage(**fields):
         # Of 10 multiprocessors each has a tenth, at 1 GHz.
         ({"wavefronts": 1e4}, "shared", 1e-6),
         ({"instructions": 1e4}, "issue", 0.5e-6),
+        ({"instructions": 1e4, "warps": 4}, "issue", 1e-6),  # Of so few one a clock.
         ({"lines": 1e4}, "lines", 2e-6),
         ({"mmas": 1e4}, "tensor", 2e-6),
         ({"wgmma_flops": 1e7}, "tensor", 1e-6),

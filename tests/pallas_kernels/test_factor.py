@@ -486,6 +486,8 @@ def test_configurations_that_cannot_be(fields, reason):
         ),
         ((4, 384, 384, 7), -1),
         ((256, 2, 2, 1), -1),
+        ((1, 8, 8, 1), -1),  # Smaller than a tile of the tensor core.
+        ((1, 24, 8, 3), 0),
         ((4, 1024, 1024, 16), 0),
         ((1, 64, 16, 48), 0),
         ((2, 48, 192, 12), 0),
