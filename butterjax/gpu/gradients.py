@@ -1,4 +1,4 @@
-"""The backward pass of a chain: what should move the fewest bytes, and doing it.
+"""The backward pass of a chain: what should take the least time, and doing it.
 
 With x, the factors and dy at hand, factors with small blocks are multiplied out, as
 going forward, to L factors K₁…K_L, and from the left to the right,
@@ -14,19 +14,17 @@ gradients of some weights are not wanted, dy passes several factors in one launc
 an activation, z = K x + b is computed again too, and dy·act'(z), in float32, comes
 before all.
 
-`plan_backward` counts what both ways read and write, in arrays of the size of x for a
-chain of G factors that keep it, given as L after multiplying out:
-
-    einsum    G for the h, 2G for the dw and 2G for dx, and what XLA transposes
-    launches  the h, 2L for the dw, 2L for dx, or 3L for both in one launch
-
-and leaves the chain to XLA where that moves clearly less, or where kernels refuse a
-pattern, or an intermediate whose rows are no multiple of 16 bytes.
+`plan_backward` adds up what these should take, and what XLA's gradients of `einsum`
+would at the rate of a copy, 2G arrays for dw, 2G for dx and G more for the h of a chain
+of G factors, and what it transposes; it leaves the chain to XLA where that should be
+clearly faster, or where kernels refuse a pattern, or an intermediate whose rows are no
+multiple of 16 bytes.
 """
 
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -44,12 +42,15 @@ from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
 from pallas_kernels import gradients, weight_gradient
-from pallas_kernels.common import arguments
+from pallas_kernels.common import arguments, chip
 from pallas_kernels.common.epilogue import Activation, activate
 
-# More bytes than XLA's by which launches are given up: they take less memory, and reach
-# more of the rate of a copy than products of blocks that lie apart.
+# Launches are given up where they should take so many times as long as XLA at the rate
+# of a copy: they take less memory, and its products of blocks that lie apart stay far
+# below that rate.
 _LOSS = 1.5
+
+_XLA_SHARE = 0.85  # Of the rate of a copy, that its products over the batch reach.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ class BackwardPlan:
         gradient; "xla" for XLA's gradients of `einsum`.
       partition: lengths of the runs of factors that are multiplied out beforehand, in
         the order of the matrix product; of one factor each for "xla".
+      seconds: what that should take on an H200, of all gradients of a plain chain; for
+        "xla" at the rate of a copy.
     """
 
     form: Literal["launches", "xla"]
     partition: tuple[int, ...]
+    seconds: float
 
 
 def plan_backward(
@@ -77,7 +81,7 @@ def plan_backward(
 ) -> BackwardPlan:
     """How `backward` computes the gradients of a chain.
 
-    By launches, unless these move clearly more bytes than XLA, or are refused.
+    By launches, unless these should take clearly longer than XLA, or are refused.
 
     Args:
       patterns: the chain.
@@ -86,53 +90,87 @@ def plan_backward(
       axis: the feature axis of x.
       precision: as in `jax.lax.dot_general`.
     """
-    one_each = (1,) * len(patterns)
-    most = _LOSS * _numbers_by_xla(patterns)
-    for partition in (*partitions(patterns), one_each) if batch else ():
+    item, one_each = jnp.dtype(dtype).itemsize, (1,) * len(patterns)
+    by_xla = _seconds_by_xla(patterns, item * batch)
+    ways = []
+    for partition in dict.fromkeys((*partitions(patterns), one_each)) if batch else ():
         whole = patterns.fuse(partition)
         try:
-            numbers = _numbers_by_launches(whole, dtype, batch, axis, precision)
+            seconds = _seconds_by_launches(whole, dtype, batch, axis, precision)
         except NotImplementedError:
             continue
-        if numbers <= most:
-            return BackwardPlan("launches", partition)
-        break  # The others have more factors.
-    return BackwardPlan("xla", one_each)
+        ways.append(BackwardPlan("launches", partition, seconds))
+    best = min(ways, key=lambda plan: plan.seconds, default=None)
+    if best is None or best.seconds > _LOSS * by_xla:
+        return BackwardPlan("xla", one_each, by_xla)
+    return best
 
 
-def _numbers_by_launches(
+def _seconds_by_launches(
     patterns: Chain,
     dtype: jax.typing.DTypeLike,
     batch: int,
     axis: FeatureAxis,
     precision: jax.lax.PrecisionLike,
-) -> int:
-    """Numbers that are read and written for each vector; raises if kernels refuse."""
-    plan = functools.partial(
-        plan_launches, dtype=dtype, batch=batch, axis=axis, precision=precision
-    )
+) -> float:
+    """What launches and products should take; raises if kernels refuse."""
     itemsize = jnp.dtype(dtype).itemsize
-    numbers = 0
+
+    def launched(chain: Chain) -> float:
+        launches = plan_launches(
+            chain, dtype=dtype, batch=batch, axis=axis, precision=precision
+        )
+        return sum(launch.seconds for launch in launches)
+
+    seconds = 0.0
     for index, pattern in enumerate(patterns):
         # Going forward, an intermediate need not be an array of its own.
         rows = pattern.in_features if axis == -1 else batch
         arguments.check_runs("backward", "h", (1, rows), itemsize, axis)
         after = patterns.patterns[index + 1 :]
-        launches = [*plan(Chain([pattern.transpose]))]
-        launches += plan(Chain(after)) if after else ()
-        numbers += sum(map(_ends, (launch.chain for launch in launches)))
+        seconds += launched(Chain(after)) if after else 0.0
+        try:
+            config = gradients.default_config(pattern.shape, dtype, batch, axis=axis)
+        except NotImplementedError:
+            seconds += launched(Chain([pattern.transpose]))
+            seconds += _weight_gradient_seconds(pattern, dtype, batch, axis)
+        else:
+            seconds += gradients.cost.predicted_seconds(
+                pattern.shape, config, axis=axis, batch=batch, chip=chip.load()
+            )
+    return seconds
+
+
+def _weight_gradient_seconds(
+    pattern: Pattern, dtype: jax.typing.DTypeLike, batch: int, axis: FeatureAxis
+) -> float:
+    """What the product for a dw should take, by a kernel or by XLA."""
+    try:
+        config = weight_gradient.default_config(pattern.shape, dtype, batch, axis=axis)
+    except NotImplementedError:
         # The product, and two transposes, each read and written, where it needs them.
-        numbers += _ends(Chain([pattern])) * (3 if _is_apart(pattern) else 1)
-    return numbers
-
-
-def _numbers_by_xla(patterns: Chain) -> int:
-    """The same by XLA: h, dw and dx of each factor, and six transposes."""
-    each = (
-        _ends(Chain([pattern])) * (9 if _is_apart(pattern) else 3)
-        for pattern in patterns
+        numbers = _ends(Chain([pattern])) * (3 if _is_apart(pattern) else 1)
+        moved = jnp.dtype(dtype).itemsize * batch * numbers
+        return chip.load().moved_seconds(moved, _XLA_SHARE)
+    return weight_gradient.cost.predicted_seconds(
+        pattern.shape, config, batch=batch, chip=chip.load()
     )
-    return sum(each) - _ends(Chain(patterns.patterns[:1]))  # Nobody reads y.
+
+
+def _seconds_by_xla(patterns: Chain, num_bytes: int) -> float:
+    """What XLA should take at least: for h, dw and dx of each factor, and transposes.
+
+    Args:
+      patterns: the chain.
+      num_bytes: of a feature of all vectors.
+    """
+    each = [
+        chip.load().moved_seconds(num_bytes * _ends(Chain([pattern])))
+        for pattern in patterns
+    ]
+    times = [9 if _is_apart(pattern) else 3 for pattern in patterns]
+    # Nobody reads y.
+    return sum(map(operator.mul, times, each)) - each[0]
 
 
 def _ends(chain: Chain) -> int:

@@ -1,10 +1,11 @@
 """What a weight gradient asks of a chip, and takes."""
 
 import math
+from collections.abc import Sequence
 
 from pallas_kernels.common.chip import Chip
 from pallas_kernels.common.usage import Usage
-from pallas_kernels.weight_gradient.plan import Plan
+from pallas_kernels.weight_gradient.plan import Config, Plan, make_plan
 
 # Warp instructions of a step beside loads, packing and mma.sync, by SASS.
 _STEP_INSTRUCTIONS = 80
@@ -13,6 +14,24 @@ _STEP_TRIPS = 0.2
 # Of a copy's rate. XLA's product of three factors with d > 1 took, on an H200, what a
 # copy of x and dy takes at 0.19 to 0.2 of its rate.
 _XLA_SHARE = 0.2
+
+
+def predicted_seconds(
+    shape: Sequence[int], config: Config, *, batch: int, chip: Chip
+) -> float:
+    """What a weight gradient should take with a configuration.
+
+    Args:
+      shape: the pattern (a, b, c, d).
+      config: the configuration.
+      batch: vectors in x.
+      chip: that it runs on.
+
+    Raises:
+      NotImplementedError: if the configuration does not fit; the message says why.
+    """
+    a, b, c, d = shape
+    return seconds(make_plan((a, b, c, d), batch, config), chip)
 
 
 def seconds(plan: Plan, chip: Chip) -> float:

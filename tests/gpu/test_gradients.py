@@ -35,36 +35,43 @@ def test_few_gradients_of_weights(chain, partition, dtype):
     assert (plan.form, plan.partition) == ("launches", partition)
 
 
-# 512 features, blocks of 256, of which a launch takes one factor, and never a product.
 LARGE = [(2, 256, 256, 1), (1, 256, 256, 2)]
 
 
 @pytest.mark.parametrize(
-    ("chain", "expected"),
+    ("chain", "numbers"),
     [
-        (bj.Chain(LARGE), ("launches", 10, 10)),
-        # (h, h, h), (dw, dw, dw), dh, dh, dx; by XLA one h less.
-        (bj.Chain([*LARGE, LARGE[0]]), ("launches", 18, 16)),
-        # Of six h, the first takes five launches: 15, 6, 6; by XLA 5, 6, 6.
-        (bj.Chain(LARGE * 3), ("xla", 54, 34)),
-        # The one in the middle is transposed: 2 more, read and written; by XLA 6.
-        (bj.Chain.from_shape(16384, 16384, num_factors=3), ("launches", 22, 28)),
+        (bj.Chain(LARGE), 10),
+        # An h less than dw and dx, of two arrays each; y is not needed.
+        (bj.Chain([*LARGE, LARGE[0]]), 16),
+        # The one in the middle is transposed six times, read and written.
+        (bj.Chain.from_shape(16384, 16384, num_factors=3), 28),
     ],
     ids=str,
 )
-def test_the_fewest_bytes(chain, expected):
-    form, by_launches, by_xla = expected
-    assert plan_backward(chain, dtype="bfloat16", batch=64).form == form
-    numbers = gradients._numbers_by_launches(chain, "bfloat16", 64, -1, None)
-    assert numbers == by_launches * chain.in_features
-    assert gradients._numbers_by_xla(chain) == by_xla * chain.in_features
+def test_what_xla_moves(chain, numbers):
+    num_bytes = 1e9 * numbers * chain.in_features  # At the rate of a copy.
+    seconds = gradients._seconds_by_xla(chain, 10**9)
+    assert seconds == pytest.approx(num_bytes / 4.29e12, rel=0.01)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_launches_until_xla_should_be_clearly_faster(axis):
+    plan = functools.partial(plan_backward, dtype="bfloat16", batch=25_088, axis=axis)
+    found = plan(bj.Chain.square_dyadic(1024))
+    assert (found.form, found.partition) == ("launches", (5, 5))
+    assert plan(bj.Chain.monarch(2048, 2048)).form == "launches"
+    # Of six h, the first takes five launches, of blocks too large to share one.
+    given_up = plan(bj.Chain(LARGE * 3))
+    assert (given_up.form, given_up.partition) == ("xla", (1,) * 6)
+    assert given_up.seconds > plan(bj.Chain(LARGE)).seconds
 
 
 def test_what_kernels_refuse_is_for_xla(monkeypatch):
     def refuse(patterns, **_):
         if patterns.in_features == THREE.out_features:
             raise NotImplementedError("a kernel takes no such pattern")
-        return [Launch("factor", (1,), patterns, factor_kernel.Config(), 1e-5)]
+        return [Launch("factor", (1,), patterns, factor_kernel.Config(), 1e-7)]
 
     monkeypatch.setattr(gradients, "plan_launches", refuse)
     plan = functools.partial(plan_backward, dtype="float32")
@@ -143,7 +150,7 @@ def launches(monkeypatch):
         )
 
     def plan(patterns, **_):
-        return gradients.BackwardPlan("launches", (1,) * len(patterns))
+        return gradients.BackwardPlan("launches", (1,) * len(patterns), 1e-4)
 
     monkeypatch.setattr(gradients, "apply_launches", apply)
     monkeypatch.setattr(gradients, "plan_backward", plan)
