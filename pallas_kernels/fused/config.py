@@ -17,20 +17,26 @@ class Config:
     """How the kernel is laid out on the chip; it never changes what is computed.
 
     Attributes:
-      stages: tiles of x in shared memory, on their way or in use; features first 2 at
-        least, of which one gives its memory to the weights at first.
+      rows: vectors of a tile: 16 features last, 32 or 64 features first.
+      stages: tiles of x in shared memory, on their way or in use.
       out_stages: tiles of y in shared memory, features last; features first 0, where
         warps store y as they have it.
       ctas: CTAs to launch at most, of one to a multiprocessor; their teams take tiles
         until there are none left.
     """
 
+    rows: int
     stages: int
     out_stages: int
     ctas: int
 
     def __post_init__(self) -> None:
-        for name, least in (("stages", 1), ("out_stages", 0), ("ctas", 1)):
+        for name, least in (
+            ("rows", 16),
+            ("stages", 1),
+            ("out_stages", 0),
+            ("ctas", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"Config: {name} must be at least {least}, got "
@@ -63,9 +69,21 @@ def default_config(
     del precision  # Products of 16-bit numbers are exact in float32.
     found = plan(tuple(shapes), jnp.dtype(dtype), out_dtype, axis)
     check_batch(found, batch)
-    for stages, out_stages in ((3, 2), (2, 2), (2, 1)) if axis == -1 else ((2, 0),):
-        config = Config(stages, out_stages, chip.load().multiprocessors)
-        if found.smem_bytes(stages, out_stages) <= SMEM_BYTES:
+    ctas = chip.load().multiprocessors
+
+    def longest(rows: int) -> int:
+        """Vectors of the team that has most."""
+        return rows * -(-batch // (rows * ctas * found.teams))
+
+    if axis == -1:
+        candidates = [(16, 3, 2), (16, 2, 2), (16, 2, 1)]
+    else:
+        # TMA is faster with runs of 128 bytes than of 64.
+        candidates = [(64, 1, 0)] if longest(64) <= longest(32) else []
+        candidates += [(32, 2, 0), (32, 1, 0)]
+    for sizes in candidates:
+        config = Config(*sizes, ctas)
+        if found.smem_bytes(*sizes) <= SMEM_BYTES:
             break
     check(found, config)
     return config
@@ -73,18 +91,19 @@ def default_config(
 
 def check(plan: Plan, config: Config) -> None:
     """Raises NotImplementedError unless the configuration fits the plan."""
-    if plan.axis == -1:
-        if config.out_stages < 1:
-            raise NotImplementedError(
-                "fused: features last, y leaves by way of shared memory: out_stages "
-                "must be at least 1, got 0"
-            )
-    elif config.stages < 2 or config.out_stages:
+    sizes = (16,) if plan.axis == -1 else (32, 64)
+    if config.rows not in sizes:
         raise NotImplementedError(
-            "fused: features first, stages must be at least 2 and out_stages 0, got "
-            f"{config.stages} and {config.out_stages}"
+            f"fused: with axis={plan.axis}, rows must be one of {sizes}, got "
+            f"{config.rows}"
         )
-    found = plan.smem_bytes(config.stages, config.out_stages)
+    if (plan.axis == -1) != (config.out_stages > 0):
+        raise NotImplementedError(
+            "fused: y leaves by way of shared memory features last only: out_stages "
+            f"must be at least 1 there, and otherwise 0; got {config.out_stages} with "
+            f"axis={plan.axis}"
+        )
+    found = plan.smem_bytes(config.rows, config.stages, config.out_stages)
     if found > SMEM_BYTES:
         raise NotImplementedError(
             f"fused: {config} takes {found} bytes of shared memory, a CTA has "

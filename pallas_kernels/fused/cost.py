@@ -44,19 +44,19 @@ def predicted_seconds(
 
 def usage(found: Plan, config: Config, batch: int) -> Usage:
     """What the launch asks for; a tile is what a team of warpgroups takes."""
-    tiles = -(-batch // found.rows)
+    tiles = -(-batch // config.rows)
     x, y = 2 * batch * found.n_in, 2 * batch * found.n_out
     weights = 2 * sum(found.weights)
-    mmas = tiles * found.rows * sum(found.weights) / (16 * 8 * 16)
+    mmas = tiles * config.rows * sum(found.weights) / (16 * 8 * 16)
     # x once; h stored, and loaded by each warp that has some of its outputs.
-    h = 2 * tiles * found.rows * found.blocks * found.middle
+    h = 2 * tiles * config.rows * found.blocks * found.middle
     if found.axis == -1:
         readers = found.warps_outputs * found.warpgroups
         through = x + h * (1 + readers) + y
     else:
         through = x + h * (1 + found.groups_outputs)
     # Features last y leaves by TMA, too; features first warps store it.
-    run = 2 * (found.width if found.axis == -1 else found.rows)
+    run = 2 * (found.width if found.axis == -1 else config.rows)
     by_tma = x + (y if found.axis == -1 else 0)
     return Usage(
         hbm_bytes=x + y + weights,

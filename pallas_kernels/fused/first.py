@@ -1,6 +1,6 @@
 """Features first: 32 vectors at a time, the right operand of mma.sync.
 
-    x, runs of 64 bytes ──ldmatrix.trans──▶ products with factors[1] ──▶ h
+    x, runs of 64 or 128 bytes ──ldmatrix.trans──▶ products with factors[1] ──▶ h
     ──ldmatrix.trans──▶ products with factors[0] ──▶ y, 16 bytes at a time
 
 A warp has blocks of factors[1] of its own, whose x it alone reads, and of factors[0]
@@ -29,12 +29,12 @@ from pallas_kernels.fused.last import right_fragment
 from pallas_kernels.fused.plan import LINE, Plan
 
 
-def x_fragment(plan: Plan) -> Fragment:
-    """(warps, 2, halves of 8 inputs, sixteens, 2, 8 vectors, 4, 2) of a block."""
+def x_fragment(plan: Plan, steps: int) -> Fragment:
+    """(warps, 2, halves of 8 inputs, sixteens, 2, steps, 8 vectors, 4, 2)."""
     return Fragment(
         (
             (4, "warp"),
-            *along((2, 2, *of_two(plan.inputs // 16), 2)),
+            *along((2, 2, *of_two(plan.inputs // 16), 2, steps)),
             (8, "lane"),
             (4, "lane"),
             (2, "vector"),
@@ -140,18 +140,18 @@ def bias_fragment(plan: Plan) -> Fragment:
 
 
 def multiply_right(
-    plan: Plan, dtype: Any, block: int, x: Any, w: Any, isa: Any = registers
+    plan: Plan, dtype: Any, block: int, step: int, x: Any, w: Any, isa: Any = registers
 ) -> Any:
-    """Registers of h, (outputs / 8, 8), of those of x and factors[1], of a block."""
-    steps = plan.inputs // 16
-    x = x.reshape(2, 2, steps, 2)
+    """Registers of h, (outputs / 8, 8), of x's and factors[1]'s: a block, a step."""
+    sixteens = plan.inputs // 16
+    x = x.reshape(2, 2, sixteens, 2, -1)[..., step]
     w = w[block, ..., 0]  # outputs / 8, inputs / 8
     found = np.empty((plan.middle // 16, 2, 4, 2), dtype=object)
     for n, at in np.ndindex(4, plan.middle // 16):
         sums: Any = None
-        for step in range(steps):
-            a = w[2 * at : 2 * at + 2, 2 * step : 2 * step + 2].T.reshape(-1)
-            sums = isa.mma(sums, a, x[n // 2, :, step, n % 2], dtype)
+        for k in range(sixteens):
+            a = w[2 * at : 2 * at + 2, 2 * k : 2 * k + 2].T.reshape(-1)
+            sums = isa.mma(sums, a, x[n // 2, :, k, n % 2], dtype)
         for half in range(2):
             found[at, half, n] = sums[2 * half : 2 * half + 2]
     isa.fence()
@@ -167,9 +167,9 @@ def multiply_left(
     found = np.empty((plan.outputs_of_warp, 2, 4, 2), dtype=object)
     for sixteen, n in np.ndindex(plan.outputs_of_warp, 4):
         sums: Any = None
-        for step in range(plan.blocks // 16):
-            a = w[sixteen, :, 2 * step : 2 * step + 2].T.reshape(-1)
-            sums = isa.mma(sums, a, h[n // 2, :, step, n % 2], dtype)
+        for k in range(plan.blocks // 16):
+            a = w[sixteen, :, 2 * k : 2 * k + 2].T.reshape(-1)
+            sums = isa.mma(sums, a, h[n // 2, :, k, n % 2], dtype)
         for half in range(2):
             found[sixteen, half, n] = sums[2 * half : 2 * half + 2]
     isa.fence()
@@ -187,9 +187,12 @@ def pair_left(plan: Plan, group: int, w: Any, isa: Any = registers) -> Any:
     return found
 
 
-def right_values(plan: Plan, block: int, x: jax.Array, w: jax.Array) -> jax.Array:
+def right_values(
+    plan: Plan, block: int, step: int, x: jax.Array, w: jax.Array
+) -> jax.Array:
     """`multiply_right` on arrays."""
-    x = x.astype(jnp.float32).reshape(4, 2, 2, -1, 2, 8, 8)  # w n1 u step n0 row l
+    x = x.astype(jnp.float32)[..., step, :, :, :]
+    x = x.reshape(4, 2, 2, -1, 2, 8, 8)  # w n1 u sixteen n0 row l
     x = x.transpose(0, 1, 4, 5, 3, 2, 6).reshape(4, 1, 32, plan.inputs)
     shape = (4, plan.blocks_of_warp, plan.middle, 1, plan.inputs)
     h = (x * w.astype(jnp.float32).reshape(shape)[:, block]).sum(-1)
@@ -277,10 +280,10 @@ class Kernel:
       place: where it is.
       x, right, left, bias, y: arrays in HBM, the bias or None.
       slabs, hs: its team's slabs of x and of h.
-      left_slab, right_slab: those of the weights, all of them, in memory of hs and of
-        the last slab of x.
+      left_slab, right_slab: those of the weights, all of them, in memory of hs, one
+        after the other.
       loaded: for each warpgroup of the CTA and each of its slabs of x.
-      weights_loaded: for factors[1] and factors[0].
+      weights_loaded: for all, first of factors[1], then of factors[0].
       begun: of the CTA.
       phase: of the team.
     """
@@ -307,30 +310,34 @@ class Kernel:
     def run(self) -> None:
         """Takes tiles until there are none left."""
         stages, turns = self.config.stages, self.place.turns
-
-        def fetch_ahead(turn: int) -> None:
-            pl.when(turn < turns)(functools.partial(self.fetch, turn, turn))
-
+        steps = self.config.rows // self.plan.rows
         # Before x, so that they are there first.
-        pl.when(self.place.team == 0)(self.fetch_weights)
-        for ahead in range(stages - 1):
-            fetch_ahead(ahead)
+        fetch = functools.partial(self.fetch_weights, self.right, self.right_slab)
+        pl.when(self.place.team == 0)(fetch)
+        for ahead in range(stages):
+            pl.when(ahead < turns)(functools.partial(self.fetch, ahead, ahead))
         right = self.right_weights()
         plgpu.commit_smem()
         teams.meet(self.begun)  # Their memory is free.
-        fetch_ahead(stages - 1)
+        fetch = functools.partial(self.fetch_weights, self.left, self.left_slab)
+        pl.when(self.place.team == 0)(fetch)
         left = self.left_weights()
         teams.meet(self.begun)
 
         def take(turn: Any, slot: int) -> None:
-            plgpu.barrier_wait(self.loaded_at(slot))
-            self.apply_right(slot, right)
-            plgpu.commit_smem()
-            teams.meet(self.phase)
-            after = turn + stages  # All have read their x.
-            pl.when(after < turns)(functools.partial(self.fetch, after, slot))
-            self.apply_left(turn, left)
-            plgpu.barrier_wait(self.phase)
+            for step in range(steps):
+                if step == 0:
+                    plgpu.barrier_wait(self.loaded_at(slot))
+                self.apply_right(slot, step, right)
+                if step == steps - 1:
+                    plgpu.commit_smem()
+                teams.meet(self.phase)
+                if step == steps - 1:  # All have read their x.
+                    after = turn + stages
+                    refill = functools.partial(self.fetch, after, slot)
+                    pl.when(after < turns)(refill)
+                self.apply_left(turn, step, left)
+                plgpu.barrier_wait(self.phase)
 
         def take_all(rounds: Any, carry: None) -> None:
             take(rounds * stages, 0)
@@ -350,24 +357,21 @@ class Kernel:
 
     def fetch(self, turn: Any, slot: int) -> None:
         plgpu.copy_gmem_to_smem(
-            self.x.at[self.wg, :, :, :, pl.ds(self.place.start(turn), self.plan.rows)],
+            self.x.at[
+                self.wg, :, :, :, pl.ds(self.place.start(turn), self.config.rows)
+            ],
             self.slabs[slot].at[self.wg],
             self.loaded_at(slot),
         )
 
-    def fetch_weights(self) -> None:
-        """To memory that h and the last slab have later, a share by each warpgroup."""
-        for at, (given, slab) in enumerate(
-            ((self.right, self.right_slab), (self.left, self.left_slab))
-        ):
-            share = teams.share(slab, self.wg, self.plan.warpgroups)
-            plgpu.copy_gmem_to_smem(
-                given.at[share], slab.at[share], self.weights_loaded.at[at]
-            )
+    def fetch_weights(self, given: Any, slab: Any) -> None:
+        """To memory that h has later, a share by each warpgroup."""
+        share = teams.share(slab, self.wg, self.plan.warpgroups)
+        plgpu.copy_gmem_to_smem(given.at[share], slab.at[share], self.weights_loaded)
 
     def right_weights(self) -> jax.Array:
         """This warpgroup's, once they have been fetched."""
-        plgpu.barrier_wait(self.weights_loaded.at[0])
+        plgpu.barrier_wait(self.weights_loaded)
         share = teams.share(self.right_slab, self.wg, self.plan.warpgroups)
         fragment = right_fragment(self.plan)
         return fragment.load(self.right_slab.at[share].reshape(*fragment.shape))
@@ -375,7 +379,7 @@ class Kernel:
     def left_weights(self) -> jax.Array:
         """This warpgroup's, once they have been fetched."""
         plan, given = self.plan, left_as_given(self.plan)
-        plgpu.barrier_wait(self.weights_loaded.at[1])
+        plgpu.barrier_wait(self.weights_loaded)
         share = teams.share(self.left_slab, self.group_outputs, plan.groups_outputs)
         tile = given.load(self.left_slab.at[share].reshape(*given.shape))
 
@@ -403,20 +407,20 @@ class Kernel:
     def group_middle(self) -> Any:
         return jax.lax.div(self.wg, self.plan.groups_outputs)
 
-    def apply_right(self, slot: int, weights: jax.Array) -> None:
-        """factors[1] on a tile, from x in shared memory to h there."""
-        plan = self.plan
-        fragment = x_fragment(plan)
-        steps = of_two(plan.inputs // 16)
-        last = 1 + len(steps)
+    def apply_right(self, slot: int, step: int, weights: jax.Array) -> None:
+        """factors[1] on a step of a tile, from x in shared memory to h there."""
+        plan, steps = self.plan, self.config.rows // self.plan.rows
+        fragment = x_fragment(plan, steps)
+        sixteens = of_two(plan.inputs // 16)
+        last = 1 + len(sixteens)
         for block in range(plan.blocks_of_warp):
             view = self.slabs[slot].at[self.wg, :, block]
-            view = view.reshape(4, *steps, 2, 4, 2, 2, 2, 8)
-            order = (0, last + 3, last, *range(1, last), last + 4, last + 5)
+            view = view.reshape(4, *sixteens, 2, 4, 2, steps, 2, 2, 8)
+            order = (0, last + 4, last, *range(1, last), last + 5, last + 3, last + 6)
             view = view.transpose((*order, last + 1, last + 2))
             multiply = by_lanes(
-                functools.partial(right_values, plan, block),
-                functools.partial(multiply_right, plan, weights.dtype, block),
+                functools.partial(right_values, plan, block, step),
+                functools.partial(multiply_right, plan, weights.dtype, block, step),
                 [fragment, right_fragment(plan)],
                 h_stored(plan),
                 jnp.float32,
@@ -426,19 +430,20 @@ class Kernel:
             view = self.hs.at[warps, block, pl.ds(0, 4 * plan.middle)]
             view.reshape(*h_stored(plan).shape)[...] = found
 
-    def apply_left(self, turn: Any, weights: jax.Array) -> None:
-        """factors[0] on a tile of h, to y."""
+    def apply_left(self, turn: Any, step: int, weights: jax.Array) -> None:
+        """factors[0] on a step of a tile, from h to y."""
         plan = self.plan
         fragment = h_fragment(plan)
-        steps, blocks = of_two(plan.blocks // 16), of_two(plan.middle_of_warp)
+        sixteens, blocks = of_two(plan.blocks // 16), of_two(plan.middle_of_warp)
         runs = 4 * plan.middle // plan.groups_middle
-        splat, start = plgpu.Layout.WG_SPLAT, self.place.start(turn)
+        splat = plgpu.Layout.WG_SPLAT
+        start = self.place.start(turn) + step * plan.rows
         outputs, middle = self.group_outputs, self.group_middle
         for block in range(plan.middle_of_warp):
             mine = pl.ds(pl.multiple_of(middle * runs, 4), runs)
             view = self.hs.at[:, :, mine].reshape(plan.blocks, runs, 8)
-            view = view.reshape(*steps, 2, 4, 2, 4, *blocks, 2, 2, 8)
-            u = len(steps)
+            view = view.reshape(*sixteens, 2, 4, 2, 4, *blocks, 2, 2, 8)
+            u = len(sixteens)
             last = u + 4 + len(blocks)
             order = (last, u, *range(u), *range(u + 3, last), last + 1, last + 2)
             tile = fragment.load(view.transpose((*order, u + 1, u + 2)))
@@ -480,7 +485,7 @@ def launch(
 ) -> jax.Array:
     """y (n_out, batch) of x (n_in, batch)."""
     batch, g, t = x.shape[1], plan.warpgroups, plan.teams
-    num_tiles = pl.cdiv(batch, plan.rows)
+    num_tiles = pl.cdiv(batch, config.rows)
     ctas = min(config.ctas, pl.cdiv(num_tiles, t))
     x_shape = (g, 4, plan.blocks_of_warp, plan.inputs)
 
@@ -489,14 +494,14 @@ def launch(
         return plgpu.SMEM(shape, x.dtype, transforms=(swizzle,))
 
     left_lines, right_lines = (entries // LINE for entries in plan.weights)
-    x_slab = slab(t, *x_shape, plan.rows)
+    x_slab = slab(t, *x_shape, config.rows)
     # Runs of 8 vectors apart: neighbouring blocks are in different banks.
     h_slab = plgpu.SMEM((t, 4 * g, plan.blocks_of_warp, plan.padded, 8), x.dtype)
 
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
-        *biases, y_ref, xs, (last, right_slab), (hs, left_slab) = refs[:-4]
+        *biases, y_ref, xs, (hs, left_slab, right_slab) = refs[:-4]
         loaded, weights_loaded, begun, phase = refs[-4:]
-        place = teams.place(plan, ctas, num_tiles)
+        place = teams.place(plan, ctas, num_tiles, config.rows)
         Kernel(
             plan,
             config,
@@ -508,7 +513,7 @@ def launch(
             left_ref,
             biases[0] if biases else None,
             y_ref,
-            [ref.at[place.team] for ref in (*xs, last)],
+            [ref.at[place.team] for ref in xs],
             hs.at[place.team],
             left_slab,
             right_slab,
@@ -532,11 +537,10 @@ def launch(
         ctas,
         jax.ShapeDtypeStruct((*y_shape, batch), x.dtype),
         [
-            [x_slab] * (config.stages - 1),
-            plgpu.RefUnion(x_slab, slab(right_lines, LINE)),
-            plgpu.RefUnion(h_slab, slab(left_lines, LINE)),
+            [x_slab] * config.stages,
+            plgpu.RefUnion(h_slab, slab(left_lines, LINE), slab(right_lines, LINE)),
             plgpu.Barrier(num_barriers=t * g * config.stages),
-            plgpu.Barrier(num_arrivals=g, num_barriers=2),
+            plgpu.Barrier(num_arrivals=g),
             plgpu.Barrier(num_arrivals=t * g),
             plgpu.Barrier(num_arrivals=g, num_barriers=t),
         ],

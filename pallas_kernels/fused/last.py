@@ -452,7 +452,7 @@ def launch(
     def body(x_ref: Any, right_ref: Any, left_ref: Any, *refs: Any) -> None:
         *biases, y_ref, xs, ((hs, ys), (left_slab, right_slab)) = refs[:-4]
         loaded, weights_loaded, begun, phase = refs[-4:]
-        place = teams.place(plan, ctas, num_tiles)
+        place = teams.place(plan, ctas, num_tiles, plan.rows)
         Kernel(
             plan,
             config,

@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Vectors of a tile, those that the fragments of mma.sync hold."""
+        """Vectors multiplied at once, as fragments of mma.sync hold them."""
         return 16 if self.axis == -1 else 32
 
     @property
@@ -125,16 +125,15 @@ class Plan:
             self.blocks * self.middle * self.inputs,
         )
 
-    def smem_bytes(self, stages: int, out_stages: int) -> int:
-        """Shared memory of a CTA."""
-        slab, h = self.rows * self.n_in, self.blocks * self.padded * 8
+    def smem_bytes(self, rows: int, stages: int, out_stages: int) -> int:
+        """Shared memory of a CTA, with tiles of so many vectors."""
+        slab, h = rows * self.n_in, self.blocks * self.padded * 8
         left, right = self.weights
         if self.axis == -1:
-            y = out_stages * self.rows * self.n_out
+            y = out_stages * rows * self.n_out
             entries = max(self.teams * (2 * 2 * h + y), left + right)
         else:
-            stages -= 1
-            entries = max(self.teams * slab, right) + max(self.teams * h, left)
+            entries = max(self.teams * h, left, right)
         return 2 * (self.teams * stages * slab + entries) + _BARRIERS
 
 

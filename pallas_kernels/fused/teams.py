@@ -20,6 +20,7 @@ class Place:
       warpgroup: its own number in the team.
       ctas: of the launch.
       num_tiles: of the batch.
+      rows: vectors of a tile.
     """
 
     plan: Plan
@@ -27,6 +28,7 @@ class Place:
     warpgroup: Any
     ctas: int
     num_tiles: int
+    rows: int
 
     @property
     def thread(self) -> Any:
@@ -40,8 +42,8 @@ class Place:
 
     def start(self, turn: Any) -> Any:
         """First vector of the tile that it takes in a turn."""
-        rows = self.plan.rows
-        return pl.multiple_of((self._first + turn * self._step) * rows, rows)
+        tile = self._first + turn * self._step
+        return pl.multiple_of(tile * self.rows, self.rows)
 
     @property
     def _first(self) -> Any:
@@ -52,13 +54,13 @@ class Place:
         return self.ctas * self.plan.teams
 
 
-def place(plan: Plan, ctas: int, num_tiles: int) -> Place:
+def place(plan: Plan, ctas: int, num_tiles: int, rows: int) -> Place:
     """Of the warpgroup that runs this; axes are named "cta" and "wg"."""
     thread, g = jax.lax.axis_index("wg"), plan.warpgroups
     if plan.teams == 1:
-        return Place(plan, 0, thread, ctas, num_tiles)
+        return Place(plan, 0, thread, ctas, num_tiles, rows)
     team, warpgroup = jax.lax.div(thread, g), jax.lax.rem(thread, g)
-    return Place(plan, team, warpgroup, ctas, num_tiles)
+    return Place(plan, team, warpgroup, ctas, num_tiles, rows)
 
 
 def meet(barrier: Any) -> None:

@@ -40,15 +40,21 @@ def draw(shapes, batch, dtype):
     ("shapes", "axis", "config", "batch", "options"),
     [
         # More tiles than there are slabs, by two and more; the last one is ragged.
-        (LARGE, -1, Config(3, 2, 1), 16 * 6 + 5, {}),
-        (LARGE, 0, Config(2, 0, 1), 32 * 4 + 8, {}),
+        (LARGE, -1, Config(16, 3, 2, 1), 16 * 6 + 5, {}),
+        (LARGE, 0, Config(64, 1, 0, 1), 64 * 3 + 40, {}),
         # Teams, of which some take less than others, or none.
-        (WIDE, -1, Config(2, 1, 2), 16 * 17, {"dtype": "float16"}),
-        (TALL, 0, Config(2, 0, 1), 32 * 8 + 24, {"dtype": "float16"}),
-        (SMALL, 0, Config(2, 0, 1), 8, {}),
+        (WIDE, -1, Config(16, 2, 1, 2), 16 * 17, {"dtype": "float16"}),
+        (TALL, 0, Config(32, 2, 0, 1), 32 * 8 + 24, {"dtype": "float16"}),
+        (SMALL, 0, Config(32, 2, 0, 1), 8, {}),
         # Three warpgroups, and a batch that is odd.
-        (ODD, -1, Config(1, 1, 1), 41, {"activation": "gelu", "bias": "float32"}),
-        (UNEQUAL, 0, Config(2, 0, 1), 40, {"activation": "silu", "bias": "bfloat16"}),
+        (ODD, -1, Config(16, 1, 1, 1), 41, {"activation": "gelu", "bias": "float32"}),
+        (
+            UNEQUAL,
+            0,
+            Config(32, 2, 0, 1),
+            40,
+            {"activation": "silu", "bias": "bfloat16"},
+        ),
     ],
 )
 def test_values_and_races(shapes, axis, config, batch, options):
@@ -127,7 +133,8 @@ def test_lanes(shapes, axis):
         got = run_lanes(functools.partial(lanes, found), operands, result, *drawn)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
-    right = layout.x_fragment(found), last.right_fragment(found)
+    steps = [] if axis == -1 else [2]
+    right = layout.x_fragment(found, *steps), last.right_fragment(found)
     left = layout.left_operands(found)
     given = [layout.left_as_given(found)]
     h, y = layout.h_stored(found), layout.y_fragment(found)
@@ -136,9 +143,9 @@ def test_lanes(shapes, axis):
         check(with_(last.multiply_left, "bfloat16"), last.left_values, left, y)
         check(last.pair_left, lambda plan, w: w, given, left[-1])
         return
-    for n in range(found.blocks_of_warp):
-        lanes, arrays = with_(first.multiply_right, "bfloat16", n), first.right_values
-        check(lanes, with_(arrays, n), right, h)
+    for n in np.ndindex(found.blocks_of_warp, 2):
+        lanes, arrays = with_(first.multiply_right, "bfloat16", *n), first.right_values
+        check(lanes, with_(arrays, *n), right, h)
     for n in range(found.middle_of_warp):
         lanes, arrays = with_(first.multiply_left, "bfloat16", n), first.left_values
         check(lanes, with_(arrays, n), left, y)
@@ -165,7 +172,7 @@ def test_default_configurations_fit(n, axis):
     shapes = ((1, n, n, n), (n, n, n, 1))
     config = default_config(shapes, "float16", 25_088, axis=axis)
     found = plan(shapes, jnp.dtype("float16"), None, axis)
-    assert found.smem_bytes(config.stages, config.out_stages) <= SMEM_BYTES
+    assert found.smem_bytes(config.rows, config.stages, config.out_stages) <= SMEM_BYTES
 
 
 @pytest.mark.parametrize(
@@ -195,9 +202,10 @@ def test_what_is_not_taken(shapes, options, reason):
 @pytest.mark.parametrize(
     ("config", "axis", "reason"),
     [
-        (Config(9, 2, 132), -1, "shared memory"),
-        (Config(2, 0, 132), -1, "out_stages"),
-        (Config(1, 0, 132), 0, "stages must be at least 2"),
+        (Config(16, 9, 2, 132), -1, "shared memory"),
+        (Config(16, 2, 0, 132), -1, "out_stages"),
+        (Config(32, 2, 2, 132), 0, "out_stages"),
+        (Config(16, 2, 0, 132), 0, "rows must be one of"),
     ],
 )
 def test_configurations_that_do_not_fit(config, axis, reason):
