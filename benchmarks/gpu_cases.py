@@ -135,7 +135,7 @@ CASES = (
         layout="feature_first",
         launches=2,
         is_arranged=True,
-        limits=_FIRST,
+        limits=Limits(4.7, 1.8, 17),
     ),
     Case("square_dyadic:1024", _FULL, launches=1, is_arranged=True, limits=_FUSED),
     Case(

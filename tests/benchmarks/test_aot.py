@@ -208,6 +208,8 @@ show(aot.compile_for_gpu(lambda x: double(double(x).T), (x,)))
     assert 32 < kernel["registers"] <= 255  # 64 elements for each of 128 threads.
     assert kernel["spill_store_bytes"] == kernel["spill_load_bytes"] == 0
     assert kernel["operations"] == {"TMA load": 1, "TMA store": 1}
+    assert kernel["grid"] == {"ctas": 1, "cluster": 1, "threads": 128}
+    assert kernel["loop"] is None
     # All elements are read from shared memory, and written there.
     for word in ("load", "store"):
         moved = sum(

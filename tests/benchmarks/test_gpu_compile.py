@@ -73,3 +73,16 @@ def test_compiles_for_real(tmp_path):
     assert row["facts"]["memory"]["argument"] == 2 * (25088 * 48 + 48 * 48)
     assert row["facts"]["memory"]["output"] == 2 * 25088 * 48
     assert "(1,48,48,1)/25088/float16/feature_last/forward" in done.stdout
+
+
+@needs_compiler
+def test_machine_code_is_within_its_limits(tmp_path):
+    (case, *_) = gpu_cases.CASES
+    options = (f"--case={case.name}", "--implementation=pallas_chain")
+    done = run(*options, "--direction=forward", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    (line,) = (tmp_path / "gpu_compile.jsonl").read_text().splitlines()
+    (kernel,) = json.loads(line)["facts"]["kernels"]
+    assert kernel["operations"]["mma.sync"] >= kernel["loop"]["products"] > 0
+    assert kernel["loop"]["copies"] > 0
+    assert kernel["grid"]["ctas"] >= 100
