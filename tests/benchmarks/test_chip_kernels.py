@@ -62,7 +62,7 @@ def shape(*sizes, dtype="bfloat16"):
             [shape(64, 16), shape(16, 32)],
         ),
     ],
-    ids=str,
+    ids=lambda value: value.func.__name__ if callable(value) else "",
 )
 def test_lowers_for_a_gpu(kernel, call):
     exported = jax.export.export(jax.jit(kernel), platforms=["cuda"])(*call)
