@@ -1,14 +1,14 @@
 """Measures what a GPU can do, for the model that chooses how kernels are laid out.
 
+  residency   limits of the device, and clusters of 2 to 16 that run at once
+  launch      of a kernel with nothing to do
   copy        bytes a second in device memory
   product     operations a second of a large product
   mma         clocks of a multiprocessor for an mma.sync, operands in registers
-  runs        clocks for a run of 16, 32, 64 and 128 bytes that TMA moves, in and out
+  runs        clocks for a run of 16, 32, 64 and 128 bytes that TMA moves, in and out,
+              and bytes a second between multiprocessors and the L2 cache
   lines       clocks for a line that a warp's 16-byte loads touch
-  l2          bytes a second between multiprocessors and the L2 cache
   meeting     of four warpgroups at a barrier
-  launch      of a kernel with nothing to do
-  residency   limits of the device, and clusters of 2 to 16 that run at once
 
 Takes about a minute on an NVIDIA GPU from Hopper on:
 
@@ -103,7 +103,7 @@ def mma(bench: Bench) -> Rates:
     times, ctas = bench.sizes.times, bench.chip.multiprocessors
     call = functools.partial(chip_kernels.multiply, times=times, ctas=ctas)
     pair = _random((64, 16), "bfloat16"), _random((16, 32), "bfloat16")
-    seconds = bench.time(call, *pair) - _launch(bench)
+    seconds = bench.time(call, *pair) - bench.chip.launch_seconds
     count = chip_kernels.products(times=times, ctas=ctas)
     return {"mma_clocks": bench.clocks(seconds, count)}
 
@@ -119,9 +119,10 @@ def runs(bench: Bench) -> Rates:
         call = functools.partial(
             chip_kernels.copy_runs, run=run, times=times, ctas=ctas
         )
-        seconds = bench.time(call, x) - _launch(bench)
+        seconds = bench.time(call, x) - bench.chip.launch_seconds
         found.append([run, bench.clocks(seconds, 2 * times * x.nbytes / run)])
-    return {"run_clocks": found}
+    # Runs of whole lines are taken to be what the cache gives and takes.
+    return {"run_clocks": found, "l2": 2 * times * x.nbytes / seconds}
 
 
 def lines(bench: Bench) -> Rates:
@@ -129,32 +130,23 @@ def lines(bench: Bench) -> Rates:
     x = _random((ctas * chip_kernels.LOAD_ROWS, 64), "float32")
     times = max(1, bench.sizes.times // 10)
     call = functools.partial(chip_kernels.strided_loads, times=times, ctas=ctas)
+    seconds = bench.time(call, x) - bench.chip.launch_seconds
     loads = times * x.nbytes / chip_kernels.LOAD_BYTES
-    return {"line_clocks": bench.clocks(bench.time(call, x) - _launch(bench), loads)}
-
-
-def l2(bench: Bench) -> Rates:
-    """What copies in runs of whole lines reach."""
-    (*_, (run, clocks)) = runs(bench)["run_clocks"]
-    chip = bench.chip
-    return {"l2": run * chip.clock * chip.multiprocessors / clocks}
+    return {"line_clocks": bench.clocks(seconds, loads)}
 
 
 def meeting(bench: Bench) -> Rates:
-    times = bench.sizes.times
-    how = {"times": times, "ctas": bench.chip.multiprocessors}
-    seconds = bench.time(functools.partial(chip_kernels.meet, **how)) - _launch(bench)
+    times, ctas = bench.sizes.times, bench.chip.multiprocessors
+    call = functools.partial(chip_kernels.meet, times=times, ctas=ctas)
+    seconds = bench.time(call) - bench.chip.launch_seconds
     return {"meeting_seconds": seconds / times}
 
 
 def launch(bench: Bench) -> Rates:
-    return {"launch_seconds": _launch(bench)}
-
-
-def _launch(bench: Bench) -> float:
-    """Seconds of a kernel that meets once."""
+    """A kernel whose warpgroups meet once."""
     ctas = bench.chip.multiprocessors
-    return bench.time(functools.partial(chip_kernels.meet, times=1, ctas=ctas))
+    call = functools.partial(chip_kernels.meet, times=1, ctas=ctas)
+    return {"launch_seconds": bench.time(call)}
 
 
 def resident(bench: Bench) -> Rates:
@@ -162,17 +154,16 @@ def resident(bench: Bench) -> Rates:
     return residency.measure()
 
 
-# The driver's answers first, as others count multiprocessors.
+# First what others need: how many multiprocessors, and the time of a launch.
 MEASUREMENTS: dict[str, Callable[[Bench], Rates]] = {
     "residency": resident,
+    "launch": launch,
     "copy": copy,
     "product": product,
     "mma": mma,
     "runs": runs,
     "lines": lines,
-    "l2": l2,
     "meeting": meeting,
-    "launch": launch,
 }
 
 

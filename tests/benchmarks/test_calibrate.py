@@ -1,5 +1,6 @@
 """Calibration: each thing by itself, and a table that is whole or as it was."""
 
+import ctypes.util
 import dataclasses
 import json
 
@@ -50,7 +51,7 @@ def run(clock, folder):
 def test_what_was_measured_is_in_the_table(without_kernels, tmp_path):
     chip, failed, lines = run(Steady(2e-3), tmp_path)
     # All but what is left when the time of a launch, as long, is taken off.
-    assert set(failed) == {"mma", "runs", "lines", "l2", "meeting"}
+    assert set(failed) == {"mma", "runs", "lines", "meeting"}
     assert chip.hbm == 2 * 2**12 / 2e-3
     assert chip.wgmma == 2 * 16**3 / 2e-3
     assert chip.launch_seconds == 2e-3
@@ -99,6 +100,9 @@ def test_a_table_that_cannot_be_written_is_as_it_was(tmp_path):
     assert json.loads(path.read_text())["rates"]["hbm"] == chips.load().hbm
 
 
+@pytest.mark.skipif(
+    ctypes.util.find_library("cuda") is not None, reason="there is a driver"
+)
 def test_without_a_driver_residency_says_so():
     with pytest.raises((OSError, RuntimeError)):
         residency.measure()
