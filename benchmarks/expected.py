@@ -88,12 +88,11 @@ def predicted_seconds(workload: Workload) -> float | None:
 def table(expected: Iterable[Expected]) -> Table:
     """Microseconds, the share of the floor, and how many times as long others take."""
     made = tables.plain(
-        caption="microseconds on an H200, batch 25,088 but for wide factors; × XLA: "
-        "over the fastest of XLA's, a dense layer included; XLA's and the dense "
-        "layer's are measured, the rest is predicted"
+        caption="microseconds on an H200, batch 25,088 but for wide factors; XLA: the "
+        "fastest, a dense layer included, measured; expected: predicted"
     )
     made.add_column("", no_wrap=True)
-    for heading in ("floor", "predicted", "of floor", "XLA", "× XLA", "× dense"):
+    for heading in ("floor", "expected", "of floor", "XLA", "× XLA", "× dense"):
         made.add_column(heading, justify="right")
     for one in expected:
         made.add_row(
@@ -112,7 +111,7 @@ def _how(workload: Workload) -> str:
     layout = workload.layout.removeprefix("feature_")
     words = [workload.dtype.replace("bfloat", "bf").replace("float", "f"), layout]
     if workload.direction == "forward+backward":
-        words.append("fwd+bwd")
+        words.append("+ gradients")
     return " ".join(words)
 
 
