@@ -29,9 +29,10 @@ from benchmarks.reporting import words
 from benchmarks.reporting.groups import groups
 from benchmarks.reporting.rows import load
 from benchmarks.timings import timings
+from butterjax import array_checks
 from butterjax.planning import ASSUMED, Option, Recommendation, Timing
 
-_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_DTYPES = ("f32", "bf16", "f16", "float32", "bfloat16", "float16")
 _SHIPPED = pathlib.Path(__file__).parent / "results"
 _WRITTEN = pathlib.Path("results")  # By compare, ks_grid and chains, by default.
 _PROGRAMS = ("compare", "ks_grid", "chains")
@@ -44,9 +45,7 @@ def define_flags() -> None:
         "out", None, "Features of the result.", lower_bound=1, required=True
     )
     flags.DEFINE_integer("batch", None, "Rows of x.", lower_bound=1, required=True)
-    flags.DEFINE_enum(
-        "dtype", "float32", [*_DTYPES, *_DTYPES.values()], "Type of x and the weights."
-    )
+    flags.DEFINE_enum("dtype", "float32", _DTYPES, "Type of x and the weights.")
     flags.DEFINE_enum(
         "layout",
         "feature_last",
@@ -163,7 +162,7 @@ def measured_batches(
 def main(argv: Sequence[str]) -> int:
     console = Console()
     ends: tuple[int, int] = (flags.FLAGS.get_flag_value("in", 0), flags.FLAGS.out)
-    dtype = _DTYPES.get(flags.FLAGS.dtype, flags.FLAGS.dtype)
+    dtype = array_checks.dtype("recommend", "dtype", flags.FLAGS.dtype).name
     try:
         known = list(timings(groups(load(result_files(argv[1:])).layers)))
         device = device_named(
