@@ -69,7 +69,7 @@ def usage(found: Plan, config: Config, batch: int) -> Usage:
         tiles=-(-tiles // found.teams),
         ctas=config.ctas,
         trips=1 / max(1, config.stages - 1),
-        meetings=1.0 if found.axis == -1 else 2.0,
+        meetings=1.0 if found.axis == -1 else 2.0 * config.rows / found.rows,
         prologue_bytes=weights,
-        prologue_trips=1.0,
+        prologue_trips=1.0 if found.axis == -1 else 2.0,
     )

@@ -219,14 +219,22 @@ def pair_values(plan: Plan, group: int, w: jax.Array) -> jax.Array:
 
 
 def store_lanes(
-    plan: Plan, batch: int, block: int, ctx: Any, y: Any, found: Any, *places: Any
+    plan: Plan,
+    batch: int,
+    block: int,
+    ctx: Any,
+    y: Any,
+    found: Any,
+    thread: Any,
+    *places: Any,
 ) -> tuple[()]:
     """Stores eight vectors of each feature that a thread has."""
     del ctx
     isa = registers
     outputs, middle, start = map(isa.scalar, places)
-    g, t = isa.lane()
-    warp = isa.remainder(isa.warp(), 4)
+    [number] = isa.kept(thread)
+    warp = isa.bit_and(isa.shift_right(number, 5), 3)
+    g, t = isa.bit_and(isa.shift_right(number, 2), 7), isa.bit_and(number, 3)
     feature = isa.add(isa.multiply(outputs, 16 * plan.outputs_of_warp), g)
     feature = isa.add(
         isa.multiply(feature, plan.middle),
@@ -253,11 +261,13 @@ def store_values(
     block: int,
     y: Any,
     found: jax.Array,
+    thread: Any,
     outputs: Any,
     middle: Any,
     start: Any,
 ) -> None:
     """`store_lanes` on arrays."""
+    del thread
     for run in range(plan.rows // 8):
         first = start + 8 * run
 
@@ -438,6 +448,7 @@ class Kernel:
         runs = 4 * plan.middle // plan.groups_middle
         splat = plgpu.Layout.WG_SPLAT
         start = self.place.start(turn) + step * plan.rows
+        thread = registers.thread()
         outputs, middle = self.group_outputs, self.group_middle
         for block in range(plan.middle_of_warp):
             mine = pl.ds(pl.multiple_of(middle * runs, 4), runs)
@@ -469,9 +480,12 @@ class Kernel:
                 plgpu.barrier_arrive(self.phase)  # It has read h.
             store = registers.by_lanes(
                 functools.partial(store_values, plan, self.batch, block),
-                arg_types=[plgpu.RefType(), y_fragment(plan).layout, *[splat] * 3],
+                arg_types=[
+                    *(plgpu.RefType(), y_fragment(plan).layout, registers.THREAD),
+                    *[splat] * 3,
+                ],
             )(functools.partial(store_lanes, plan, self.batch, block))
-            store(self.y, found, outputs, middle, start)
+            store(self.y, found, thread, outputs, middle, start)
 
 
 def launch(
