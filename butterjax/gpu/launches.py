@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from butterjax import array_checks
 from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain, Pattern
@@ -92,18 +93,17 @@ def plan_launches(
       NotImplementedError: if no kernel takes one of the factors; the message says why.
       ValueError: if the batch is below 1.
     """
-    if batch < 1:
-        raise ValueError(f"plan_launches: batch must be at least 1, got {batch}")
-    return plan(
+    given, result = array_checks.kernel_launch(
+        "plan_launches",
         patterns,
-        Problem(
-            jnp.dtype(dtype),
-            batch,
-            axis,
-            jnp.dtype(dtype if out_dtype is None else out_dtype),
-            compat.canonicalize_precision(precision),
-        ),
+        given_dtype=dtype,
+        batch=batch,
+        axis=axis,
+        out_dtype=out_dtype,
+        given_precision=precision,
     )
+    precision = compat.canonicalize_precision(precision)
+    return plan(patterns, Problem(given, batch, axis, result or given, precision))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
