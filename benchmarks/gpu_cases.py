@@ -135,7 +135,7 @@ CASES = (
         layout="feature_first",
         launches=2,
         is_arranged=True,
-        limits=Limits(4.7, 1.8, 17),
+        limits=_FIRST,
     ),
     Case("square_dyadic:1024", _FULL, launches=1, is_arranged=True, limits=_FUSED),
     Case(

@@ -34,6 +34,9 @@ FEW: dict[Layout, int] = {"feature_last": 1, "feature_first": 8}
 # More than all CTAs take at once, so that each goes on to further tiles.
 MANY: dict[Layout, int] = {"feature_last": 20_003, "feature_first": 20_008}
 
+# Enough that gradients of weights are worth a kernel of their own.
+TRAINED_ON: dict[Layout, int] = {"feature_last": 8_003, "feature_first": 8_008}
+
 # One of each form that a launch can take. A single factor: d = 1, neighbours at a time,
 # d > 1 with small blocks and with large ones, in parts; a chain: of two factors, square
 # and not, of three; blocks too small for tensor cores.
@@ -251,13 +254,14 @@ def checks(dtypes: Sequence[str], layouts: Sequence[Layout]) -> list[Check]:
     """All checks, one of each form first."""
     found = itertools.chain(
         _each("bfloat16", CORE),
-        _each("bfloat16", TRAINED, "forward+backward"),
+        _each("bfloat16", TRAINED, "forward+backward", batches=TRAINED_ON),
         _each("float16", CORE, has_bias=True, activation="gelu"),
         _each("float32", CORE, has_bias=True, activation="gelu"),
         _each("float32", EXACT, precision="highest"),
         _each("bfloat16", OTHERS),
         _each(
             *("float16", TRAINED[1:4], "forward+backward"),
+            batches=TRAINED_ON,
             has_bias=True,
             activation="gelu",
         ),

@@ -34,13 +34,9 @@ class Kernel:
       config: its Config.
       default_config: what it takes where no configuration is given; the arguments are
         those of `pallas_kernels.radix.default_config`.
-      dtypes: that it takes.
-      checked: chains that it is checked on, as `benchmarks.cases.parse_chain` reads
-        them; the first is small, and all epilogues and batches are checked on it.
+      example: a small chain that it takes, as `benchmarks.cases.parse_chain` reads it.
       grid: for fields of Config, the values worth trying.
       first: configurations to try before all others, by the rule's one.
-      is_measured_as_given: whether to measure it on chains that its implementation
-        launches another kernel on.
     """
 
     name: str
@@ -49,11 +45,9 @@ class Kernel:
     run: Callable[..., jax.Array]
     config: type[Any]
     default_config: Callable[..., Any]
-    dtypes: tuple[str, ...]
-    checked: tuple[str, ...]
+    example: str
     grid: Mapping[str, Sequence[Any]]
     first: Callable[[Any], tuple[Any, ...]] = lambda by_rule: ()
-    is_measured_as_given: bool = False
 
 
 def _launches(
@@ -131,22 +125,7 @@ KERNELS = {
             run=_one_factor,
             config=factor.Config,
             default_config=_of_one_factor,
-            dtypes=("bfloat16", "float16", "float32"),
-            # d = 1 and d > 1, b ≠ c, blocks that are no multiples of 16 or exceed a
-            # tile, many small ones, merged; then the paper's widest and largest.
-            checked=(
-                "(2,48,48,4)",
-                "(1,48,192,1)",
-                "(6,64,64,1)",
-                "(1,192,48,2)",
-                "(16,40,24,8)",
-                "(4,8,8,32)",
-                "(1,1024,1024,3)",
-                "(4,1024,256,16)",
-                "(96,192,192,4)",
-                "(3,264,520,1)",
-                "(1,96,96,6)",  # All six neighbouring blocks at a time.
-            ),
+            example="(2,48,48,4)",
             grid={
                 "rows": (64, 128, 256),
                 "features": (32, 64, 128),
@@ -171,29 +150,7 @@ KERNELS = {
             run=radix.radix,
             config=radix.Config,
             default_config=radix.default_config,
-            dtypes=("float32", "bfloat16", "float16"),
-            # Two to twelve factors; b ≠ c; blocks of 4, 8 and 16; not chainable. Then
-            # single factors, whole and in parts along d and along a.
-            checked=(
-                "square_dyadic:64",
-                "square_dyadic:4",
-                "square_dyadic:256",
-                "square_dyadic:1024",
-                "square_dyadic:4096",
-                "(1,4,4,16)(4,4,4,4)(16,4,4,1)",
-                "(1,8,8,8)(8,8,8,1)",
-                "(1,4,2,8)(2,4,2,2)",
-                "(1,16,4,16)(4,4,16,4)",
-                "(8,2,2,1)(1,2,2,8)",
-                "(1,2,2,512)",
-                "(512,2,2,1)",
-                "(16,4,4,16)",
-                "(64,8,8,1)",
-                "(1,8,8,64)",
-                "(4,16,4,16)",
-                "(1,2,2,4096)",
-                "(2048,2,2,1)",
-            ),
+            example="square_dyadic:64",
             grid={
                 "rows": (4, 8, 16, 32, 64, 128, 256),
                 "warpgroups": (1, 2, 4),
@@ -203,7 +160,6 @@ KERNELS = {
                 "parts_a": (1, 2, 4, 8, 16, 32),
                 "parts_d": (1, 2, 4, 8, 16, 32),
             },
-            is_measured_as_given=True,
         ),
     )
 }

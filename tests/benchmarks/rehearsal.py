@@ -88,7 +88,6 @@ def prepare():
         kernel,
         run=run,
         default_config=lambda *args, **kwargs: SMALL,
-        dtypes=("bfloat16",),
         grid={},
         first=lambda by_rule: (NARROW,),
         is_launched_on=lambda workload, precision: (workload.chain,),

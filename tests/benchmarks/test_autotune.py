@@ -107,7 +107,7 @@ def test_the_fastest_is_taken_if_it_is_clearly_faster():
 @pytest.mark.parametrize("name", list(kernels.KERNELS))
 def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatch):
     kernel = kernels.KERNELS[name]
-    spec = kernel.checked[0]
+    spec = kernel.example
     work = Workload(spec, parse_chain(spec), 512, "bfloat16", "feature_last", "forward")
     config = kernels.candidates(kernel, work, 3)[-1]
     measured = row(configuration=kernels.configuration(config))

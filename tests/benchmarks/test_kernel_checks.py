@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import kernel_checks, workloads
+from benchmarks import kernel_checks, launched, workloads
 from benchmarks.cases import parse_chain
 from benchmarks.kernel_checks import Check
 from benchmarks.workers import Lost
@@ -311,3 +311,15 @@ def test_each_form_is_launched(spec):
         assert plan_launches(
             parse_chain(spec), dtype="bfloat16", batch=kernel_checks.RAGGED, axis=layout
         )
+
+
+def test_gradients_of_weights_have_their_kernel():
+    every = kernel_checks.checks(["bfloat16"], ["feature_last"])
+    (one,) = [
+        one
+        for one in every
+        if one.has_gradients and one.workload.case == "(2,32,64,16)"
+    ]
+    function, arguments = kernel_checks.function(one), kernel_checks.abstract(one)
+    traced = jax.jit(function).trace(*arguments)
+    assert "weight_gradient" in launched.kernels(traced)

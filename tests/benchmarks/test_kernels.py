@@ -54,8 +54,7 @@ def test_entries(kernel):
     fields = {field.name for field in dataclasses.fields(kernel.config)}
     assert kernel.grid.keys() <= fields
     assert kernels.configuration(kernel.config()).keys() == fields
-    for spec in kernel.checked:
-        parse_chain(spec)
+    assert kernels.rule_config(kernel, workload(kernel.example))
 
 
 def test_kernels_are_tuned_for_what_they_are_launched_on():
