@@ -132,7 +132,7 @@ def _lowered() -> Iterator[list[Access]]:
     lower = core._mosaic_gpu_lowering_rule
 
     def collect(*args: Any, module: ir.Module, **kwargs: Any) -> Any:
-        reader = _Reader()
+        reader = Reader()
         for operation in _inside(module.operation, is_device=False):
             found.extend(reader.accesses(operation))
         return lower(*args, module=module, **kwargs)
@@ -155,8 +155,8 @@ def _inside(operation: ir.Operation, is_device: bool) -> Iterator[ir.Operation]:
                 yield from _inside(inner.operation, is_device or launches)
 
 
-class _Reader:
-    """Infers what is known of the values of one kernel."""
+class Reader:
+    """Infers what is known of the values of one kernel, on the device or before it."""
 
     def __init__(self) -> None:
         self._found: dict[ir.Value, _Known] = {}
@@ -247,8 +247,11 @@ class _Reader:
             return self._of_getelementptr(operation)
         if name == "extract_aligned_pointer_as_index":
             return self.ref(operands[0]).address
-        if name == "extract_strided_metadata" and number == 1:
-            return self.ref(operands[0]).offset
+        if name == "extract_strided_metadata":
+            kind = ir.MemRefType(operands[0].type)
+            strides, _ = kind.get_strides_and_offset()
+            sizes = [_stride(size) for size in (*kind.shape, *strides)]
+            return [_ANY, self.ref(operands[0]).offset, *sizes][number]
         if name == "extractvalue":
             position = list(ir.DenseI64ArrayAttr(operation.attributes["position"]))
             return self._of_field(operands[0], position)

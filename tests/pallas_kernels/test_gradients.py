@@ -7,6 +7,7 @@ import pytest
 from butterjax.numerics import tolerance
 from pallas_kernels.gradients import Config, default_config, gradients
 from tests import gpu_interpreter, reference
+from tests.alignment import check_alignment
 
 SMALL = Config(stages=2, out_stages=1, ctas=2)
 
@@ -64,6 +65,21 @@ def test_float16_in_more_slots():
 def test_what_is_refused(shape, dtype, axis, reason):
     with pytest.raises(NotImplementedError, match=reason):
         default_config(shape, dtype, 512, axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((4, 32, 32, 1), -1), ((1, 64, 64, 1), -1), ((1, 32, 32, 8), 0)],
+)
+def test_accesses_are_aligned(shape, axis):
+    a, b, c, d = shape
+    sizes = [(25_088, a * c * d), (25_088, a * b * d)]
+    x, dy = (
+        jax.ShapeDtypeStruct(one if axis == -1 else one[::-1], "bfloat16")
+        for one in sizes
+    )
+    w = jax.ShapeDtypeStruct(shape, "bfloat16")
+    check_alignment(lambda x, w, dy: gradients(x, w, dy, axis=axis), x, w, dy)
 
 
 def test_a_gradient_of_another_shape():

@@ -14,6 +14,7 @@ from pallas_kernels.strided import lanes
 from pallas_kernels.strided.api import Config, default_config, strided
 from pallas_kernels.strided.plan import GROUP, WARPS, plan
 from tests import gpu_interpreter, lane_machine, reference
+from tests.alignment import check_alignment
 
 # What the kernel is to be fast for, and the corners: fewer inputs, outputs or
 # neighbours than a tile of the tensor core has; warps that are left over; clusters.
@@ -193,6 +194,15 @@ def test_dtypes_and_layouts_that_the_kernel_has_not():
         strided(x, w, out_dtype=jnp.float32)
     with pytest.raises(NotImplementedError, match="features must come last"):
         strided(x.T, w, axis=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_accesses_are_aligned(shape):
+    a, b, c, d = shape
+    x = jax.ShapeDtypeStruct((1000, a * c * d), "bfloat16")
+    w = jax.ShapeDtypeStruct(shape, "bfloat16")
+    bias = jax.ShapeDtypeStruct((a * b * d,), "float32")
+    check_alignment(lambda x, w, bias: strided(x, w, bias=bias), x, w, bias)
 
 
 def test_an_empty_batch():
