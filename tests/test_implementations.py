@@ -456,6 +456,18 @@ def test_nan_input_reaches_the_outputs_it_touches(name):
         assert not first[4:].any()
 
 
+def test_elementwise_takes_tall_blocks():
+    x, dy = reference.draw((2, 3, 2)), reference.draw((2, 3, 65), seed=1)
+    factors = reference.draw_factors(bj.Chain([(1, 65, 2, 1)]))
+    apply = functools.partial(bj.butterfly, implementation="elementwise")
+    _, pull_back = jax.vjp(apply, x, factors)
+    dx, (dfactor,) = pull_back(dy)
+    rows = x.reshape(6, 2), factors, dy.reshape(6, 65)
+    expected_dx, (expected_dfactor,) = reference.gradients(*rows)
+    assert reference.relative_error(dx.reshape(6, 2), expected_dx) < 1e-6
+    assert reference.relative_error(dfactor, expected_dfactor) < 1e-6
+
+
 def test_elementwise_refuses_wide_blocks():
     factors = reference.draw_factors(bj.Chain([(1, 2, 65, 1)]))
     with pytest.raises(NotImplementedError, match="at most 64, got c = 65"):

@@ -27,7 +27,9 @@ def bcsr(
     """One sparse-dense product per factor; the sparse matrix is on the left.
 
     On CPU `jax.export` takes it only with the check of the custom call
-    `cpu_csr_sparse_dense_ffi` disabled: JAX may change it between versions.
+    `cpu_csr_sparse_dense_ffi` disabled: JAX may change it between versions. XLA does
+    not share it out over automatic mesh axes, and under `jax.shard_map` its gradients
+    need `check_vma=False`: JAX's sparse products do not tell what varies.
     """
     a, b, c, d = factor.shape
     i, _, k, column = np.ix_(range(a), range(b), range(d), range(c))

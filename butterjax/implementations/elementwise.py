@@ -38,11 +38,17 @@ def _multiply_add(factor: jax.Array, x: jax.Array) -> jax.Array:
 def _multiply_add_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # The same sums as reductions: their transposes are single reductions too, where
-    # those of the sliced terms would be scattered one by one.
+    # The same sums as reductions: the transposes of sliced terms would be scattered one
+    # by one. That of a stack are the slices of dy, summed in turn to dx: a reduction
+    # over rows does not become vector instructions on a CPU if x has two batch axes.
     factor, x = primals
     factor_dot, x_dot = tangents
-    from_x = (_over_batch(factor, x) * x_dot[:, None]).sum(2)
+    weights = _over_batch(factor, x)
+    if factor.shape[1] <= MAX_BLOCK:
+        rows = [(weights[:, row] * x_dot).sum(1) for row in range(factor.shape[1])]
+        from_x = jnp.stack(rows, 1)
+    else:
+        from_x = (weights * x_dot[:, None]).sum(2)
     from_factor = (_over_batch(factor_dot, x) * x[:, None]).sum(2)
     y_dot = _materialised(from_x) + from_factor
     return _multiply_add(factor, x), y_dot
