@@ -10,8 +10,8 @@ import jax
 
 import butterjax as bj
 from benchmarks.workloads import Workload
-from butterjax.gpu.launches import plan_launches
-from pallas_kernels import factor, radix
+from butterjax.gpu.launches import Launch, plan_launches
+from pallas_kernels import factor, fused, radix, strided
 from pallas_kernels.common import tuned
 
 _TRIES = 32  # Configurations to look at for each that is wanted: most may not fit.
@@ -72,17 +72,35 @@ def _launches_of(
         axis=workload.axis,
         precision=precision,
     )
-    return tuple(launch.chain for launch in launches if launch.kernel == kernel)
+    return tuple(_as_launched(launch) for launch in launches if launch.kernel == kernel)
 
 
-def _one_factor(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:
-    (w,) = factors
-    return factor.factor(x, w, **kwargs)
+def _as_launched(launch: Launch) -> bj.Chain:
+    """The chain that the kernel sees: between two transposes, blocks of d = 1."""
+    if not launch.is_transposed:
+        return launch.chain
+    (pattern,) = launch.chain
+    return bj.Chain([dataclasses.replace(pattern, a=pattern.a * pattern.d, d=1)])
 
 
-def _of_one_factor(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> factor.Config:
-    (shape,) = shapes
-    return factor.default_config(shape, *args, **kwargs)
+def _of_one(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A kernel for one factor, as `Kernel.run` has it."""
+
+    def run(x: jax.Array, factors: Sequence[jax.Array], **kwargs: Any) -> jax.Array:
+        (w,) = factors
+        return function(x, w, **kwargs)
+
+    return run
+
+
+def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `default_config` for one factor, as `Kernel.default_config` has it."""
+
+    def config(shapes: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        (shape,) = shapes
+        return function(shape, *args, **kwargs)
+
+    return config
 
 
 def _other_products() -> tuple[factor.Config, ...]:
@@ -122,9 +140,9 @@ KERNELS = {
             name="factor",
             implementation="pallas",
             is_launched_on=functools.partial(_launches, "factor"),
-            run=_one_factor,
+            run=_of_one(factor.factor),
             config=factor.Config,
-            default_config=_of_one_factor,
+            default_config=_configured(factor.default_config),
             example="(2,48,48,4)",
             grid={
                 "rows": (64, 128, 256),
@@ -142,6 +160,36 @@ KERNELS = {
                 "ctas": (132, 264),
             },
             first=lambda by_rule: _other_products() if by_rule.wgmma else (),
+        ),
+        Kernel(
+            name="strided",
+            implementation="pallas",
+            is_launched_on=functools.partial(_launches, "strided"),
+            run=_of_one(strided.strided),
+            config=strided.Config,
+            default_config=_configured(strided.default_config),
+            example="(1,16,32,16)",
+            grid={
+                "neighbours": (8, 16, 32, 64),
+                "cluster": (1, 2, 4),
+                "stages": (3, 4, 6, 8, 12),
+                "ctas": (120, 128, 132),
+            },
+        ),
+        Kernel(
+            name="fused",
+            implementation="pallas_chain",
+            is_launched_on=functools.partial(_launches, "fused"),
+            run=fused.fused,
+            config=fused.Config,
+            default_config=fused.default_config,
+            example="(1,16,16,16)(16,16,16,1)",
+            grid={
+                "rows": (16, 32, 64),
+                "stages": (1, 2, 3, 4),
+                "out_stages": (0, 1, 2),
+                "ctas": (66, 120, 128, 132),
+            },
         ),
         Kernel(
             name="radix",

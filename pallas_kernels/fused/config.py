@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import arguments, chip
+from pallas_kernels.common import arguments, chip, tuned
 from pallas_kernels.common.tiles import SMEM_BYTES
 from pallas_kernels.fused.plan import Plan, plan
 
@@ -44,6 +44,7 @@ class Config:
                 )
 
 
+@tuned.before_rule("fused", Config)
 def default_config(
     shapes: Sequence[arguments.Shape],
     dtype: jax.typing.DTypeLike,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax
 
-from pallas_kernels.common import arguments
+from pallas_kernels.common import arguments, tuned
 from pallas_kernels.common.tiles import SMEM_BYTES
 from pallas_kernels.strided.plan import (
     CLUSTERS,
@@ -27,6 +27,7 @@ _CTAS = {1: 132, 2: 132, 4: 120}
 _IN_FLIGHT = 131_072  # Bytes of x; more do not make it faster.
 
 
+@tuned.before_rule("strided", Config)
 def default_config(
     shape: Sequence[int],
     dtype: jax.typing.DTypeLike,

@@ -122,6 +122,8 @@ def test_what_is_recorded_is_what_a_kernel_then_takes(name, tmp_path, monkeypatc
     assert by_rule != config
     assert kernel.default_config(shapes, dtype, 512) == by_rule
     assert kernel.default_config(shapes, dtype, 8, device="a device") != config
+    if name in ("strided", "fused"):
+        return  # These have no wider results.
     of_wider = functools.partial(
         kernel.default_config, *(shapes, dtype, 512), out_dtype="float32"
     )
