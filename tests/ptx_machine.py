@@ -387,7 +387,21 @@ class _Warp:
     # Numbers.
 
     def do_mov(self, one: _Instruction, kinds: list[str]) -> None:
-        self.put(one.operands[0], self.value(one.operands[1]), kinds[-1])
+        to, source = one.operands
+        parts = _names(to if "{" in to else source)
+        size = np.uint64(int(kinds[-1][1:]) // len(parts) if len(parts) > 1 else 0)
+        low = np.uint64((1 << int(size)) - 1)
+        if "{" in to:
+            for n, name in enumerate(parts):
+                if name != "_":
+                    self.put(name, self.value(source) >> size * np.uint64(n) & low)
+        elif "{" in source:
+            whole = np.zeros(32, np.uint64)
+            for n, name in enumerate(parts):
+                whole |= (self.value(name) & low) << size * np.uint64(n)
+            self.put(to, whole)
+        else:
+            self.put(to, self.value(source), kinds[-1])
 
     def do_cvta(self, one: _Instruction, kinds: Any) -> None:
         self.put(one.operands[0], self.value(one.operands[1]))
@@ -399,6 +413,9 @@ class _Warp:
             high, low = (self.value(text, given) for text in sources)
             dtype = _TYPES[target.removesuffix("x2")]
             self.put(to, self.lanes.round_pair(low, high, dtype))
+        elif target in _TYPES and given == "f32":
+            half = self.value(sources[0], given).astype(_TYPES[target])
+            self.put(to, half.view(np.uint16).astype(np.uint64))
         elif target == "f32" and given in _TYPES:
             half = self.value(sources[0]).astype(np.uint16).view(_TYPES[given])
             self.put(to, half.astype(np.float32))
@@ -561,13 +578,20 @@ class _Warp:
                 count = int(self.value(one.operands[1], "u32")[0])
                 self.cta.barriers[int(at)] = _Barrier(count)
             return None
-        at = self.address(one.operands[1])
+        if kinds[0] != "complete_tx":
+            at = self.address(one.operands[1])
         if kinds[0] == "try_wait":
             parity = int(self.value(one.operands[2], "u32")[0])
             barrier = self._barrier(int(at[0]))
             done = barrier.phase % 2 != parity
             self.put(one.operands[0], np.full(32, done))
             return done
+        if kinds[0] == "complete_tx":
+            at = self.address(one.operands[0])
+            for lane in np.flatnonzero(self.mask):
+                count = int(self.value(one.operands[1])[lane])
+                self.cta.barriers[int(at[lane])].receive(count)
+            return True
         is_peer = "shared::cluster" in kinds
         for lane in np.flatnonzero(self.mask):
             rank, place = divmod(int(at[lane]), 1 << _RANK)
@@ -585,13 +609,39 @@ class _Warp:
             while len(self.groups) > int(one.operands[0]):
                 for copy in self.groups.pop(0):
                     copy()
-        elif "tensor" not in kinds:
-            raise NotImplementedError(f"{one.op} {', '.join(one.operands)}")
-        else:
+        elif "tensor" in kinds:
             is_load = kinds[kinds.index("tensor") + 2].startswith("shared")
             for lane in np.flatnonzero(self.mask):
                 (self._fetch if is_load else self._send)(one, int(lane))
+        elif kinds[:2] == ["async", "bulk"] and len(one.operands) in (3, 4):
+            for lane in np.flatnonzero(self.mask):
+                self._copy_bytes(one, kinds[2].startswith("shared"), int(lane))
+        else:
+            raise NotImplementedError(f"{one.op} {', '.join(one.operands)}")
         return True
+
+    def _copy_bytes(self, one: _Instruction, is_load: bool, lane: int) -> None:
+        """Starts a copy of bytes that follow one another."""
+        to, source, size, *barrier = one.operands
+        ends = [int(self.address(text)[lane]) for text in (to, source)]
+        near, far = ends if is_load else ends[::-1]
+        count = int(self.value(size, "u32")[lane])
+        assert not (near % 16 or far % 16 or count % 16), f"{count} bytes at {ends}"
+        memory = self.cta.arrays[(far >> _GLOBAL) - 1].reshape(-1).view(np.uint8)
+        far &= (1 << _GLOBAL) - 1
+        outside = memory[far : far + count]
+        assert len(outside) == count, "a copy goes beyond an array"
+        inside = self.cta.shared[near : near + count]
+        if is_load:
+            place = int(self.address(barrier[0])[lane])
+
+            def load() -> None:
+                inside[:] = outside
+                self.cta.barriers[place].receive(count)
+
+            self._put_off(load)
+        else:
+            self.now.append(self._put_off(lambda: outside.__setitem__(..., inside)))
 
     def _tensor(self, text: str, lane: int) -> tuple[TensorMap, list[int]]:
         name, _, coordinates = text.strip("[] ").partition(",")

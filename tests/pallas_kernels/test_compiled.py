@@ -13,6 +13,7 @@ import numpy as np
 import butterjax as bj
 from pallas_kernels.factor.api import factor
 from pallas_kernels.fused.api import fused
+from pallas_kernels.radix.api import radix
 from pallas_kernels.strided.api import strided
 from pallas_kernels.strided.plan import Config
 from butterjax.numerics import tolerance
@@ -29,7 +30,9 @@ def function(x, *factors):
         return fused(x, factors, axis=axis)
     if kernel == "strided":
         return strided(x, *factors, config=Config(**config))
-    return factor(x, *factors, axis=axis)
+    if kernel == "radix":
+        return radix(x, factors, axis=axis)
+    return factor(x, *factors, axis=axis, precision="highest")
 
 # The fused kernel takes the factor first that touches x first.
 inputs = [x_in, *(factors[::-1] if kernel == "fused" else factors)]
@@ -61,6 +64,7 @@ assert wrong > bound, "no wait is needed?"
 counts = found[0][1]
 print(counts.wavefronts / counts.fewest)
 """
+DYADIC = [(2**i, 2, 2, 2 ** (5 - i)) for i in range(6)]
 STRIDED = {"neighbours": 32, "cluster": 1, "stages": 2, "ctas": 2}
 
 
@@ -69,6 +73,9 @@ STRIDED = {"neighbours": 32, "cluster": 1, "stages": 2, "ctas": 2}
     ("kernel", "shapes", "axis", "batch", "dtype", "config", "pointers", "conflicts"),
     [
         ("factor", [(1, 48, 96, 1)], -1, 200, "bfloat16", {}, [], 1.0),
+        ("factor", [(1, 48, 96, 1)], -1, 72, "float32", {}, [], 2.0),
+        # Which an H200 found misaligned once.
+        ("radix", DYADIC, -1, 72, "bfloat16", {}, [0, 6, 5, 4, 3, 2, 1, 7], 1.3),
         ("strided", [(1, 16, 16, 32)], -1, 136, "bfloat16", STRIDED, [], 1.4),
         (
             *("fused", [(1, 16, 16, 16), (16, 16, 16, 1)], -1, 104, "float16"),
