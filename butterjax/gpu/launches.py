@@ -13,7 +13,7 @@ from butterjax.factors import fuse
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.pattern import Chain, Pattern
 from pallas_kernels import factor, fused, radix, strided
-from pallas_kernels.common import arguments, chip, compat, pieces
+from pallas_kernels.common import arguments, chip, compat
 from pallas_kernels.common.epilogue import Activation
 from pallas_kernels.factor.plan import embed
 
@@ -75,8 +75,8 @@ def plan_launches(
 
     Neighbours with small blocks are multiplied out. Of what comes out, neighbours share
     a launch where a kernel takes them, and each of the others has one of its own. Small
-    blocks need no tensor core, those of a single factor and those of a chain in float32
-    under precision "highest": they have a kernel of their own.
+    blocks have a kernel without tensor cores, which takes a chain of float32 as it is
+    given. Of all ways, the one that should take least on an H200.
 
     Args:
       patterns: the chain.
@@ -143,18 +143,17 @@ class Problem:
 @functools.lru_cache(maxsize=1024)
 def plan(patterns: Chain, problem: Problem) -> tuple[Launch, ...]:
     """The launches for a chain, remembered."""
-    if _is_exact_and_small(patterns, problem.dtype, problem.precision):
-        try:
-            exact = radix.default_config(patterns.shapes, **problem.options)
-        except NotImplementedError:
-            pass  # Other kernels are as exact.
-        else:
-            seconds = problem.seconds(radix, patterns.shapes, exact, **problem.kind)
-            return (Launch("radix", (1,) * len(patterns), patterns, exact, seconds),)
+    ways = [
+        functools.partial(_as_given, patterns, problem),
+        *(
+            functools.partial(_cheapest, patterns, partition, problem)
+            for partition in partitions(patterns)
+        ),
+    ]
     plans, reasons = [], []
-    for partition in partitions(patterns):
+    for way in ways:
         try:
-            plans.append(_cheapest(patterns, partition, problem))
+            plans.append(way())
         except NotImplementedError as error:
             reasons.append(error)
     if not plans:
@@ -251,12 +250,14 @@ def _swap(x: jax.Array, a: int, rows: int, columns: int) -> jax.Array:
     return apart.swapaxes(-1, -2).reshape(x.shape)
 
 
-def _is_exact_and_small(
-    patterns: Chain, dtype: jax.typing.DTypeLike, precision: jax.lax.PrecisionLike
-) -> bool:
-    """Whether six products of pieces would take longer than the plain ones."""
+def _as_given(patterns: Chain, problem: Problem) -> tuple[Launch, ...]:
+    """One launch without tensor cores, which take float32 in pieces."""
     widest = max(max(pattern.b, pattern.c) for pattern in patterns)
-    return widest <= _SMALL_BLOCK and pieces.count(dtype, precision) == 3
+    if problem.dtype != jnp.float32 or widest > _SMALL_BLOCK:
+        raise NotImplementedError("tensor cores are faster")
+    config = radix.default_config(patterns.shapes, **problem.options)
+    seconds = problem.seconds(radix, patterns.shapes, config, **problem.kind)
+    return (Launch("radix", (1,) * len(patterns), patterns, config, seconds),)
 
 
 def _cheapest(

@@ -99,14 +99,14 @@ def test_long_chains_take_several_launches(dtype, axis):
     assert bj.Chain(patterns) == chain.fuse(partition)
 
 
-@pytest.mark.parametrize("axis", [-1, 0])
-def test_exact_products_of_small_blocks_need_no_tensor_core(axis):
-    chain = bj.Chain.square_dyadic(1024)
-    (launch,) = plan(chain, dtype="float32", precision="highest", axis=axis)
-    assert launch.kernel == "radix"
-    assert launch.chain == chain
-    launches = plan(chain, dtype="float32", axis=axis)
-    assert "factor" in {launch.kernel for launch in launches}
+@pytest.mark.parametrize("precision", [None, "highest"])
+def test_float32_of_small_blocks_needs_no_tensor_core(precision):
+    chain = bj.Chain.square_dyadic(512)
+    options = {"batch": 25_088, "precision": precision}
+    (launch,) = plan(chain, dtype="float32", **options)
+    assert (launch.kernel, launch.chain) == ("radix", chain)
+    (launch,) = plan(chain, **options)
+    assert launch.kernel == "fused"
 
 
 BOTH, LAST, FIRST = (-1, 0), (-1,), (0,)
