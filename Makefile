@@ -43,6 +43,7 @@ gpu-test: $(GPU_READY)  ## run the tests of gpu-compile that need the CUDA compi
 	@$(GPU_BIN)/python -m pytest $(ARGS) \
 	    tests/benchmarks/test_aot.py tests/benchmarks/test_gpu_compile.py \
 	    tests/benchmarks/test_training_memory.py \
+	    tests/pallas_kernels/test_fused_compiled.py \
 	    tests/pallas_kernels/test_strided_compiled.py \
 	    tests/pallas_kernels/test_compiled.py
 

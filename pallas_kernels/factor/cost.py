@@ -14,11 +14,14 @@ from pallas_kernels.factor import arrangement
 from pallas_kernels.factor.config import WGMMA_ROWS, Config
 from pallas_kernels.factor.plan import Tiling, tiling
 
-# Warp instructions for each mma.sync, itself included, as SASS of compiled kernels has
-# them; of blocks that lie zipped, loads are parted in registers.
-_INSTRUCTIONS = 3.75
-_INSTRUCTIONS_ZIPPED = 10.0
-_INSTRUCTIONS_PER_SUM = 4 / 32  # Of the epilogue.
+# Instructions of a warp, as SASS of compiled kernels has them beside products, loads of
+# operands and sums: of a chunk and of a tile, of each copy that it starts, and where
+# warpgroups or CTAs tell one another what they have read.
+_OF_STEP = 24
+_OF_COPY = 16
+_OF_MEETING = 38
+_OF_RESIDENT = 50  # To see whether the weights at hand are those of a tile.
+_OF_SPLITTING = 4  # For each entry and piece that it is split off from.
 
 
 def seconds(plan: Tiling, chip: Chip) -> float:
@@ -50,10 +53,7 @@ def usage(plan: Tiling, chip: Chip) -> Usage:
     tensor = 2 * plan.batch_tiles * config.rows * plan.padded_features
     tensor *= factor.num_blocks * plan.chunks * config.depth
     tensor *= plan.pieces * (plan.pieces + 1) // 2
-    wavefronts = tiles * _wavefronts(plan)
     mmas = 0.0 if config.wgmma else tensor / (2 * 16 * 8 * 16)
-    instructions = mmas * (_INSTRUCTIONS_ZIPPED if plan.zips else _INSTRUCTIONS)
-    instructions += _INSTRUCTIONS_PER_SUM * y / plan.item_out
     registers = 128 * config.warpgroups * (plan.registers + 24)
     turning = 3 if plan.way == "turned" else 0
     return Usage(
@@ -64,8 +64,8 @@ def usage(plan: Tiling, chip: Chip) -> Usage:
             *_runs(y, factor.b, plan.slab_out, plan, plan.item_out),
             (plan.weight_width * plan.item_in, streamed / plan.weight_width / 2),
         ),
-        wavefronts=wavefronts,
-        instructions=instructions,
+        wavefronts=tiles * _wavefronts(plan),
+        instructions=mmas + tiles * _instructions(plan),
         mmas=mmas,
         wgmma_flops=tensor if config.wgmma else 0.0,
         tiles=tiles,
@@ -91,34 +91,65 @@ def _runs(
     return ((min(width, LINE), moved / min(width, LINE)),)
 
 
-def _wavefronts(plan: Tiling) -> float:
-    """Wavefronts of shared memory for a tile."""
+def _loads(plan: Tiling) -> tuple[float, float]:
+    """Entries of x and of weights that warps load as operands for a tile."""
     config = plan.config
-    rows, features, blocks = config.rows, config.features, plan.blocks
-    depth = plan.chunks * config.depth
-    x = rows * depth * blocks * plan.item_in
-    y = rows * features * blocks * plan.item_out
-    weights = features * depth * blocks * plan.item_in
+    depth = plan.chunks * config.depth * plan.blocks
     # Warps that share rows of the product each load all of the other operand. wgmma
     # reads 64 rows at a time and the other operand for them all.
     vertical, horizontal = config.m_warps, 4 // config.m_warps
     if config.wgmma:
-        by_row, by_feature = config.split_features, rows // WGMMA_ROWS
+        by_row, by_feature = config.split_features, config.rows // WGMMA_ROWS
     elif plan.way == "flat":
         by_row = horizontal * config.split_features
         by_feature = vertical * config.split_rows
     else:
         by_row = vertical * config.split_features
         by_feature = horizontal * config.split_rows
+    return by_row * config.rows * depth, by_feature * config.features * depth
+
+
+def _wavefronts(plan: Tiling) -> float:
+    """Wavefronts of shared memory for a tile."""
+    config = plan.config
+    x, weights = _loads(plan)
     # Operands are loaded as they were fetched, float32 at half the speed, but for x in
     # the turned buffer, which holds pieces.
-    conflicts = plan.item_in // 2
-    x_operand = x * conflicts
-    passed = by_feature * weights * conflicts + y
+    as_fetched = plan.item_in * (plan.item_in // 2)
+    passed = as_fetched * weights
+    passed += config.rows * config.features * plan.blocks * plan.item_out
     if plan.way == "turned":
-        x_operand = x // plan.item_in * 2 * plan.pieces
-        passed += x + x_operand
-    return (by_row * x_operand + passed) / LINE
+        chunks = config.rows * plan.chunks * config.depth
+        passed += 2 * plan.pieces * x + chunks * (plan.item_in + 2 * plan.pieces)
+    else:
+        passed += as_fetched * x
+    return passed / LINE
+
+
+def _instructions(plan: Tiling) -> float:
+    """Instructions of all warps for a tile, beside products."""
+    config = plan.config
+    x, weights = _loads(plan)
+    loads = 0.0 if config.wgmma else (x + weights) * plan.item_in / LINE
+    if plan.zips:
+        loads *= 1 + 1 / 3  # Of 8 or 16 bytes a lane, each word of which is made anew.
+    elif plan.item_in == 2:
+        loads /= 4
+    split = weights
+    split += config.rows * plan.chunks * config.depth if plan.way == "turned" else x
+    split *= _OF_SPLITTING * (plan.pieces - 1) / 32
+    sums = config.rows * config.features * plan.blocks / 32
+    # They are set to zero, but in the first products of what is no loop; rounded in
+    # pairs; and stored 16 bytes at a time.
+    sums *= 1 / 2 * (plan.chunks > 1 or plan.zips) + 1 / 2 + 1 / 8
+    shared = config.warpgroups > 1 or config.cluster_size > 1
+    copies = plan.slab_in[0] + (0 if config.resident else plan.slab_weights[0])
+    chunk = _OF_STEP + _OF_COPY * copies + _OF_MEETING * shared
+    sent = plan.rows * plan.features * plan.blocks // math.prod(plan.slab_out)
+    tile = (
+        _OF_STEP + _OF_COPY * sent * plan.slab_out[0] + _OF_RESIDENT * config.resident
+    )
+    return loads + split + sums + 4 * config.warpgroups * (plan.chunks * chunk + tile)
 
 
 def _visits(plan: Tiling) -> int:

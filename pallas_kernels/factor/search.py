@@ -19,6 +19,7 @@ _WEIGHTS_IN_L2 = 16 * 2**20
 _WGMMA_FROM = 128 * 128  # Entries of a block; below, the products take little time.
 _ROWS = (64, 128, 256)
 _MANY = 128 * 132  # Vectors of which all multiprocessors have a tile.
+_AS_FAST = 1.02  # Predictions are not exact enough to tell such times apart.
 _CLUSTERS = ((1, 1), (2, 1), (4, 1), (4, 2))
 
 
@@ -32,7 +33,10 @@ def best_config(
     item_out: int,
     pieces: int,
 ) -> Config:
-    """The configuration with the smallest predicted time among those that fit.
+    """The configuration that leaves multiprocessors idle for longest, of the fastest.
+
+    These are all that fit and that are predicted to take hardly longer than the one
+    with the smallest time.
 
     Arguments are those of `tiling`.
 
@@ -43,7 +47,7 @@ def best_config(
     factor = embed(shape, feature_first=feature_first, item_in=item_in)
     way = way_of(feature_first=feature_first, item_in=item_in)
     walks = factor.num_weights * item_in > _WEIGHTS_IN_L2
-    best: tuple[tuple[float, ...], Config] | None = None
+    fitting: list[tuple[bool, float, Tiling]] = []
     reason: str | None = None
     by_wgmma = item_in == 2 and (factor.d == 1 or (feature_first and item_out == 2))
     if by_wgmma and factor.b * factor.c >= _WGMMA_FROM:
@@ -62,19 +66,30 @@ def best_config(
             reason = why
             continue
         for filled in _filled(plan, chip):
-            seconds = cost.seconds(filled, chip)
-            # To fetch nothing meanwhile is the last resort; of those as fast, the one
-            # with fewer threads and registers.
+            # To fetch nothing meanwhile is the last resort.
             idles = not filled.ahead and filled.config.ctas <= chip.multiprocessors
-            key = (idles, seconds, filled.config.warpgroups, filled.registers)
-            if best is None or key < best[0]:
-                best = (key, filled.config)
-    if best is None:
+            fitting.append((idles, cost.seconds(filled, chip), filled))
+    if not fitting:
         raise NotImplementedError(
             f"factor: no configuration fits the pattern {shape}; the last one tried "
             f"because {reason}"
         )
-    return best[1]
+    idles, least, _ = min(fitting, key=lambda one: one[:2])
+
+    def asked(plan: Tiling) -> tuple[float, ...]:
+        usage = cost.usage(plan, chip)
+        parts = chip.busy(usage)
+        issued = usage.instructions / chip.instructions_per_clock / chip.clock
+        work = issued / chip.multiprocessors + parts["shared"] + parts["tma"]
+        cluster, warpgroups = plan.config.cluster_size, plan.config.warpgroups
+        return cluster, work, parts["waits"], warpgroups, plan.registers
+
+    found = (
+        plan
+        for waits, seconds, plan in fitting
+        if waits == idles and seconds <= _AS_FAST * least
+    )
+    return min(found, key=asked).config
 
 
 def _filled(plan: Tiling, chip: chips.Chip) -> Iterator[Tiling]:
@@ -109,7 +124,10 @@ def _for_mma(
     # Sums of all blocks have to find room.
     most = min(192, max(16, 2 * 128 * _MAX_SUMS // (_ROWS[0] * blocks) // 16 * 16))
     features = _parts(factor.b, (16, lines[1]), most)
-    clusters: Sequence[tuple[int, int]] = _CLUSTERS if blocks > 1 else ((1, 1),)
+    weights = [(False, one) for one in (_CLUSTERS if blocks > 1 else _CLUSTERS[:1])]
+    # Block by block, no more than a line of each row would be read at a time.
+    if feature_first or blocks > 1 or factor.c * item_in > chips.LINE:
+        weights.insert(0, (True, (1, 1)))
     tall = _ROWS if blocks > 1 or batch < _MANY else _ROWS[1:]
     for rows, feature, depth, split in itertools.product(
         tall, features, depths, ((1, 1), (2, 1), (1, 2))
@@ -121,10 +139,7 @@ def _for_mma(
         tile = _tile(rows // split[0], feature // split[1], factor.b, feature_first)
         if tile is None:
             continue
-        for resident, (cluster, cluster_features) in (
-            (True, (1, 1)),
-            *((False, cluster) for cluster in clusters),
-        ):
+        for resident, (cluster, cluster_features) in weights:
             if cluster_features > 1 and cluster_features * feature >= 2 * factor.b:
                 continue
             yield Config(

@@ -43,12 +43,12 @@ def usage(found: Plan) -> Usage:
     instructions = (
         mmas
         + _TILE_INSTRUCTIONS
-        + _STEP_INSTRUCTIONS * found.steps
+        + _STEP_INSTRUCTIONS * found.steps * found.loads
         + _OUTPUT_INSTRUCTIONS * found.tiles_of_warp
     )
     # A warp loads what its neighbours have of GROUP vectors, and stores its outputs: 16
     # bytes at a time, or 8 in half of the banks.
-    loaded = 2 * GROUP * 8 * TILE * found.steps
+    loaded = 2 * GROUP * 8 * TILE * found.steps * found.loads
     stored = 2 * GROUP * 8 * TILE * found.tiles_of_warp
     warps = tiles * WARPS  # Those that are left over do what another one does.
     run = min(2 * found.line, LINE)

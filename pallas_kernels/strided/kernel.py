@@ -223,9 +223,15 @@ class _Kernel:
                 lambda: plgpu.barrier_wait(self.vacant.at[at])
             )
             for tile in range(plan.tiles_of_warp):
+                if tile and tile % 2 == 0:  # See `Plan.loads`.
+                    x = self.warps.load_vectors(
+                        thread, self.ring.at[slot], 0, later=True
+                    )
                 sums = self.warps.multiply(weights[tile], x, None, 0)
                 for more in range(1, plan.parts):  # Then there is one tile.
-                    x = self.warps.load_vectors(thread, self.ring.at[slot], more)
+                    x = self.warps.load_vectors(
+                        thread, self.ring.at[slot], more, later=True
+                    )
                     sums = self.warps.multiply(weights[tile], x, sums, more)
                 sums = self.epilogue(sums, thread, part, tile)
                 self.warps.store(thread, sums, self.sums.at[at], tile, self.y.dtype)

@@ -91,6 +91,14 @@ class Plan:
         return -(-self.outputs // (TILE * self.tiles_of_warp))
 
     @property
+    def loads(self) -> int:
+        """How often a warp loads its vectors.
+
+        For two tiles of outputs at a time: the sums of more take too many registers.
+        """
+        return -(-self.tiles_of_warp // 2)
+
+    @property
     def parts(self) -> int:
         """Parts of the inputs, which a warp loads and multiplies one after the other.
 

@@ -64,8 +64,13 @@ class Warps:
         weights: list[Any] = load(thread, ring)
         return weights
 
-    def load_vectors(self, thread: Any, slot: Any, part: int) -> Any:
-        """A part of a tile's vectors as operands, in registers."""
+    def load_vectors(
+        self, thread: Any, slot: Any, part: int, *, later: bool = False
+    ) -> Any:
+        """A part of a tile's vectors as operands, in registers.
+
+        Those that are loaded later wait until all stores and loads before are done.
+        """
         plan = self.plan
         count = 2 * plan.width * plan.steps // plan.parts
 
@@ -77,8 +82,8 @@ class Warps:
         def load(ctx: Any, thread: Any, slot: Any) -> Any:
             del ctx
             (number,) = registers.kept(thread)
-            if part:
-                registers.fence()  # The part before is multiplied by now.
+            if later:
+                registers.fence()
             start = registers.address(slot)
             found = lanes.load_vectors(registers, plan, number, start, part)
             return registers.keep(_flat(found))
