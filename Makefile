@@ -3,8 +3,8 @@
 #
 # PYTHON  the interpreter to make .venv with; by default the first of PYTHONS that
 #         runs and is new enough
-# ARGS    more arguments for pytest (make test), benchmarks.compare (make bench) or
-#         benchmarks.gpu_compile (make gpu-compile)
+# ARGS    more arguments for pytest (make test, make test-exhaustive),
+#         benchmarks.compare (make bench) or benchmarks.gpu_compile (make gpu-compile)
 
 PYTHON ?=
 PYTHONS := python3.13 python3.12 python3
@@ -24,8 +24,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench gpu-compile gpu-test test lint format typecheck wheel test-wheel \
-    bazel-test clean
+.PHONY: help bench gpu-compile gpu-test test test-exhaustive lint format typecheck wheel \
+    test-wheel bazel-test clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ gpu-test: $(GPU_READY)  ## run the tests of gpu-compile that need the CUDA compi
 	    tests/pallas_kernels/test_compiled.py
 
 test: $(READY)  ## run the tests against the sources
+	@$(BIN)/python -m pytest -n 2 -m "not exhaustive" $(ARGS)
+
+test-exhaustive: $(READY)  ## run them in all sizes, dtypes and layouts
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(READY)  ## check the code's style
@@ -87,7 +90,7 @@ test-wheel: wheel  ## run the tests against the built wheel, in a clean environm
 	"$$tmp/venv/bin/python" -c "import sys, butterjax, pallas_kernels; \
 	sys.exit(not all(m.__file__.startswith(sys.prefix) for m in (butterjax, pallas_kernels)))" \
 	    || { echo "error: the tests would not run against the wheel" >&2; exit 1; }; \
-	"$$tmp/venv/bin/python" -m pytest -n 2 -p no:cacheprovider \
+	"$$tmp/venv/bin/python" -m pytest -n 2 -m "not exhaustive" -p no:cacheprovider \
 	    --ignore=tests/benchmarks --ignore=tests/examples --ignore=tests/pallas_kernels
 
 bazel-test:  ## run the tests with Bazel, which must be installed

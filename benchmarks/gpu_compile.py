@@ -30,6 +30,7 @@ if __name__ == "__main__":  # JAX reads these when it is imported.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     # A kernel that comes from the cache is not dumped.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "false"
 
 import functools
 from collections.abc import Mapping

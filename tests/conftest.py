@@ -8,3 +8,7 @@ import os
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
+
+# Arrays are tiny, and programs many: compiling takes longer than running. Processes
+# that tests start have this too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")

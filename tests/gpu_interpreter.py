@@ -69,7 +69,7 @@ def _get_from_peer(
         transforms = tuple(t for t in transforms if t not in peers)
     transforms, view = _viewed(transforms)
     token, found = _get(token, mesh_location, thread, key, transforms, *args, **kwargs)
-    return token, np.ascontiguousarray(_view(np.asarray(found), view))
+    return token, np.asarray(_view(np.asarray(found), view), order="C")
 
 
 _swap = gpu_callbacks._swap
@@ -98,7 +98,7 @@ def _swap_view(
     token, old = _swap(
         token, mesh_location, thread, key, transforms, value, mask, **kwargs
     )
-    return token, np.ascontiguousarray(_view(np.asarray(old), view))
+    return token, np.asarray(_view(np.asarray(old), view), order="C")
 
 
 def _viewed(transforms: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -27,6 +27,7 @@ def run(code, *arguments, timeout=240):
             "JAX_PLATFORMS": "cpu",
             "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
         },
         capture_output=True,
         text=True,

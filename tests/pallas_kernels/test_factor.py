@@ -18,6 +18,7 @@ from pallas_kernels.factor import Config, cost, default_config, factor
 from pallas_kernels.factor.plan import tiling
 from tests import gpu_interpreter, reference
 from tests.alignment import check_alignment
+from tests.covering import covering
 
 # One warpgroup, and two that share vectors, outputs or blocks.
 ALONE = Config(features=32, depth=32, m_warps=1, stages=2, ctas=2)
@@ -38,7 +39,9 @@ WIDE_BY_FEATURES = dataclasses.replace(
 WIDE_SHARED = dataclasses.replace(WIDE, cluster=2)
 WIDE_RESIDENT = dataclasses.replace(WIDE_BY_ROWS, batch_first=True, resident=True)
 
-both_layouts = pytest.mark.parametrize("axis", [-1, 0])
+LAYOUTS = [-1, 0]
+both_layouts = pytest.mark.parametrize("axis", LAYOUTS)
+more = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 def check(shape, config, *, batch=104, axis, dtype="bfloat16", **options):
@@ -56,22 +59,20 @@ def check(shape, config, *, batch=104, axis, dtype="bfloat16", **options):
     assert reference.relative_error(y, reference.apply(x, [w])) < bound
 
 
-@both_layouts
-@pytest.mark.parametrize(
-    ("shape", "config"),
-    [
-        ((2, 16, 16, 1), ALONE),
-        ((1, 48, 48, 1), BY_ROWS),  # Several tiles of outputs and chunks of inputs.
-        ((1, 72, 200, 1), BY_FEATURES),
-        ((1, 64, 64, 1), TALL),
-        ((16, 2, 2, 1), ALONE),  # Merged into blocks of 16.
-        ((2, 48, 80, 1), RESIDENT),
-        ((2, 72, 48, 1), RESIDENT),  # Two tiles of outputs that stay.
-    ],
-    ids=str,
-)
-def test_blocks_of_neighbours(shape, config, axis):
-    check(shape, config, axis=axis)
+CASES = [
+    ((2, 16, 16, 1), ALONE),
+    ((1, 48, 48, 1), BY_ROWS),  # Several tiles of outputs and chunks of inputs.
+    ((1, 72, 200, 1), BY_FEATURES),
+    ((1, 64, 64, 1), TALL),
+    ((16, 2, 2, 1), ALONE),  # Merged into blocks of 16.
+    ((2, 48, 80, 1), RESIDENT),
+    ((2, 72, 48, 1), RESIDENT),  # Two tiles of outputs that stay.
+]
+
+
+@pytest.mark.parametrize(("case", "axis"), covering(CASES, LAYOUTS), ids=str)
+def test_blocks_of_neighbours(case, axis):
+    check(*case, axis=axis)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +97,13 @@ def test_spread_blocks_of_a_feature_first_array(shape, config):
         ((1, 200, 136, 1), -1, WIDE_BY_FEATURES),
         ((2, 48, 128, 1), -1, WIDE_RESIDENT),
         ((2, 72, 200, 1), -1, WIDE_SHARED),  # An odd number of tiles of the batch.
-        ((1, 136, 72, 1), -1, dataclasses.replace(WIDE, cluster_features=2)),
+        more((1, 136, 72, 1), -1, dataclasses.replace(WIDE, cluster_features=2)),
         ((1, 72, 72, 2), 0, dataclasses.replace(WIDE_SHARED, cluster_features=2)),
         ((1, 64, 64, 1), 0, WIDE),
-        ((1, 72, 200, 2), 0, WIDE_SHARED),
-        ((2, 72, 200, 3), 0, WIDE_BY_ROWS),
-        ((1, 200, 136, 2), 0, WIDE_BY_FEATURES),
-        ((2, 48, 128, 2), 0, WIDE_RESIDENT),
+        more((1, 72, 200, 2), 0, WIDE_SHARED),
+        more((2, 72, 200, 3), 0, WIDE_BY_ROWS),
+        more((1, 200, 136, 2), 0, WIDE_BY_FEATURES),
+        more((2, 48, 128, 2), 0, WIDE_RESIDENT),
         ((1, 96, 72, 2), 0, WIDE_RESIDENT),
     ],
     ids=str,
@@ -120,14 +121,14 @@ def test_wgmma(shape, axis, config):
             (1, 48, 48, 4),
             Config(64, 64, 32, split_features=2, m_warps=1, stages=2, ctas=2),
         ),
-        ((1, 48, 72, 2), Config(64, 64, 64, split_rows=2, m_warps=1, stages=2)),
+        more((1, 48, 72, 2), Config(64, 64, 64, split_rows=2, m_warps=1, stages=2)),
         ((2, 16, 16, 3), Config(64, 32, 16, m_warps=4, stages=2)),
         ((1, 40, 24, 5), Config(64, 48, 32, m_warps=2, stages=2)),
-        ((1, 32, 20, 6), Config(64, 16, 16, m_warps=2, stages=2)),
-        ((1, 24, 16, 8), Config(64, 32, 16, m_warps=4, stages=2)),
+        more((1, 32, 20, 6), Config(64, 16, 16, m_warps=2, stages=2)),
+        more((1, 24, 16, 8), Config(64, 32, 16, m_warps=4, stages=2)),
         ((1, 16, 48, 12), Config(64, 16, 16, m_warps=4, stages=2)),
-        ((1, 48, 32, 8), dataclasses.replace(NEIGHBOURS, cluster=2)),
-        ((1, 48, 32, 8), dataclasses.replace(NEIGHBOURS, cluster_features=2)),
+        more((1, 48, 32, 8), dataclasses.replace(NEIGHBOURS, cluster=2)),
+        more((1, 48, 32, 8), dataclasses.replace(NEIGHBOURS, cluster_features=2)),
         (
             *((1, 72, 16, 8),),
             dataclasses.replace(NEIGHBOURS, cluster=2, cluster_features=2),
@@ -158,7 +159,7 @@ KEPT = {"batch_first": True, "resident": True}
             *((1, 48, 48, 4), -1, "bfloat16"),
             Config(64, 64, 48, split_features=2, m_warps=1, stages=1, **KEPT),
         ),
-        (
+        more(
             *((1, 48, 72, 2), -1, "bfloat16"),
             Config(64, 64, 64, split_rows=2, m_warps=1, stages=2, **KEPT),
         ),
@@ -167,7 +168,7 @@ KEPT = {"batch_first": True, "resident": True}
             Config(64, 32, 16, m_warps=1, stages=2, **KEPT),
         ),
         ((1, 80, 48, 2), 0, "float32", dataclasses.replace(ALONE, **KEPT)),
-        ((1, 48, 40, 8), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
+        more((1, 48, 40, 8), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
         # Neither b nor c a multiple of the tile; rows of 40 bytes.
         ((2, 24, 20, 3), 0, "bfloat16", dataclasses.replace(BY_ROWS, **KEPT)),
         ((2, 24, 20, 1), 0, "bfloat16", dataclasses.replace(TALL, **KEPT)),
@@ -195,19 +196,21 @@ def moved_before(shape, config, *, axis, dtype="bfloat16", with_bias=False):
     return done - {"reshape", "gpu_only", "custom_vmap_call"}  # The last is the kernel.
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("batch", [512, 25088])
+READ_IN_PLACE = [
+    *itertools.product([(2, 48, 192, 1), (1, 32, 32, 4), (16, 16, 16, 6)], LAYOUTS),
+    ((2, 1024, 256, 4), -1),
+    ((1, 96, 96, 3), -1),
+    ((2, 192, 48, 6), -1),
+]
+
+
 @pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        *itertools.product([(2, 48, 192, 1), (1, 32, 32, 4), (16, 16, 16, 6)], [-1, 0]),
-        ((2, 1024, 256, 4), -1),
-        ((1, 96, 96, 3), -1),
-        ((2, 192, 48, 6), -1),
-    ],
+    ("case", "dtype", "batch", "with_bias"),
+    covering(READ_IN_PLACE, ["bfloat16", "float32"], [512, 25088], [False, True]),
+    ids=str,
 )
-def test_nothing_is_needed_before_the_kernel(shape, axis, batch, dtype, with_bias):
+def test_nothing_is_needed_before_the_kernel(case, dtype, batch, with_bias):
+    shape, axis = case
     config = default_config(shape, dtype, batch, axis=axis)
     moved = moved_before(shape, config, axis=axis, dtype=dtype, with_bias=with_bias)
     assert moved == set()
@@ -217,21 +220,22 @@ def test_streamed_weights_of_a_feature_first_array_are_put_in_order():
     assert moved_before((1, 32, 32, 16), ALONE, axis=0) >= {"transpose"}
 
 
-@pytest.mark.parametrize("precision", [None, "highest"])
+FLOAT32 = [
+    ((2, 48, 32, 1), -1, BY_ROWS),
+    ((1, 48, 48, 2), 0, ALONE),
+    ((1, 16, 24, 3), -1, Config(64, 32, 16, m_warps=2, stages=2)),
+    ((1, 16, 24, 3), 0, Config(64, 32, 16, m_warps=2, stages=2)),
+    ((1, 32, 16, 8), 0, Config(64, 32, 16, split_features=2, m_warps=1)),
+    ((1, 32, 16, 4), -1, Config(64, 32, 16, split_rows=2, m_warps=2)),
+    ((1, 16, 32, 6), -1, Config(64, 32, 16, m_warps=1, stages=2)),
+]
+
+
 @pytest.mark.parametrize(
-    ("shape", "axis", "config"),
-    [
-        ((2, 48, 32, 1), -1, BY_ROWS),
-        ((1, 48, 48, 2), 0, ALONE),
-        ((1, 16, 24, 3), -1, Config(64, 32, 16, m_warps=2, stages=2)),
-        ((1, 16, 24, 3), 0, Config(64, 32, 16, m_warps=2, stages=2)),
-        ((1, 32, 16, 8), 0, Config(64, 32, 16, split_features=2, m_warps=1)),
-        ((1, 32, 16, 4), -1, Config(64, 32, 16, split_rows=2, m_warps=2)),
-        ((1, 16, 32, 6), -1, Config(64, 32, 16, m_warps=1, stages=2)),
-    ],
-    ids=str,
+    ("case", "precision"), covering(FLOAT32, [None, "highest"]), ids=str
 )
-def test_float32(shape, axis, config, precision):
+def test_float32(case, precision):
+    shape, axis, config = case
     check(shape, config, axis=axis, dtype="float32", precision=precision)
 
 
@@ -250,8 +254,7 @@ def test_long_sums_stay_exact_on_a_tensor_core(shape, axis, config):
         check(shape, config, batch=64, axis=axis, **options)
 
 
-@both_layouts
-@pytest.mark.parametrize("d", [1, 8])
+@pytest.mark.parametrize(("axis", "d"), covering(LAYOUTS, [8, 1]))
 def test_float16(axis, d):
     config = NEIGHBOURS if (axis, d) == (-1, 8) else ALONE
     check((1, 32, 32, d), config, axis=axis, dtype="float16")
@@ -262,23 +265,25 @@ def test_float16_by_wgmma(axis):
     check((1, 64, 64, 1), WIDE, axis=axis, dtype="float16")
 
 
-@pytest.mark.parametrize("batch", [1, 63, 65, 200])
-@pytest.mark.parametrize(
-    ("shape", "config"),
-    [((1, 32, 32, 1), BY_ROWS), ((1, 16, 16, 8), NEIGHBOURS), ((1, 64, 64, 1), WIDE)],
-    ids=str,
-)
-def test_any_batch(shape, config, batch):
-    check(shape, config, batch=batch, axis=-1)
+FORMS = [
+    ((1, 32, 32, 1), BY_ROWS),
+    ((1, 16, 16, 8), NEIGHBOURS),
+    ((1, 64, 64, 1), WIDE),
+]
+
+
+@pytest.mark.parametrize(("case", "batch"), covering(FORMS, [65, 200, 63, 1]), ids=str)
+def test_any_batch(case, batch):
+    check(*case, batch=batch, axis=-1)
 
 
 @pytest.mark.parametrize(
     ("shape", "axis", "config", "activation"),
     [
         ((2, 72, 64, 1), -1, WIDE_BY_ROWS, "silu"),
-        ((2, 72, 64, 1), -1, WIDE_BY_FEATURES, None),
+        more((2, 72, 64, 1), -1, WIDE_BY_FEATURES, None),
         ((1, 72, 64, 2), 0, WIDE_BY_ROWS, "gelu"),
-        ((2, 40, 32, 1), -1, ALONE, None),
+        more((2, 40, 32, 1), -1, ALONE, None),
         ((2, 40, 32, 1), -1, ALONE, "relu"),
         ((2, 24, 16, 3), 0, BY_FEATURES, "gelu"),
         (
@@ -289,12 +294,12 @@ def test_any_batch(shape, config, batch):
         ),
         ((1, 40, 16, 6), -1, Config(64, 48, 16, m_warps=4, stages=2), "gelu"),
         ((1, 40, 16, 8), -1, NEIGHBOURS, "relu"),
-        ((1, 40, 16, 8), 0, Config(64, 32, 16, m_warps=2, stages=2), "silu"),
+        more((1, 40, 16, 8), 0, Config(64, 32, 16, m_warps=2, stages=2), "silu"),
         # Of whole tiles of the tensor core, the bias is read where it is.
         ((2, 40, 32, 1), -1, TALL, None),
         ((2, 48, 16, 3), 0, ALONE, None),
         ((2, 16, 16, 8), -1, Config(64, 16, 16, m_warps=2, stages=2), None),
-        ((1, 64, 32, 4), -1, Config(64, 32, 32, m_warps=1, stages=2), None),
+        more((1, 64, 32, 4), -1, Config(64, 32, 32, m_warps=1, stages=2), None),
     ],
     ids=str,
 )
@@ -476,26 +481,27 @@ def test_configurations_that_cannot_be(fields, reason):
         Config(**fields)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+BY_DEFAULT = [
+    *itertools.product(
+        [(1, 48, 48, 1), (96, 192, 192, 4), (1, 128, 128, 3), (8, 1024, 1024, 1)],
+        LAYOUTS,
+    ),
+    ((4, 384, 384, 7), -1),
+    ((256, 2, 2, 1), -1),
+    ((1, 8, 8, 1), -1),  # Smaller than a tile of the tensor core.
+    ((1, 24, 8, 3), 0),
+    ((4, 1024, 1024, 16), 0),
+    ((1, 64, 16, 48), 0),
+    ((2, 48, 192, 12), 0),
+    ((1, 2, 2, 512), 0),
+]
+
+
 @pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        *itertools.product(
-            [(1, 48, 48, 1), (96, 192, 192, 4), (1, 128, 128, 3), (8, 1024, 1024, 1)],
-            [-1, 0],
-        ),
-        ((4, 384, 384, 7), -1),
-        ((256, 2, 2, 1), -1),
-        ((1, 8, 8, 1), -1),  # Smaller than a tile of the tensor core.
-        ((1, 24, 8, 3), 0),
-        ((4, 1024, 1024, 16), 0),
-        ((1, 64, 16, 48), 0),
-        ((2, 48, 192, 12), 0),
-        ((1, 2, 2, 512), 0),
-    ],
-    ids=str,
+    ("case", "dtype"), covering(BY_DEFAULT, ["bfloat16", "float32"]), ids=str
 )
-def test_default_configuration_fits(shape, dtype, axis):
+def test_default_configuration_fits(case, dtype):
+    shape, axis = case
     config = default_config(shape, dtype, 25088, axis=axis)
     size = jnp.dtype(dtype).itemsize
     plan = tiling(

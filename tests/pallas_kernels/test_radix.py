@@ -16,13 +16,15 @@ from pallas_kernels.radix import Config, cost, default_config, radix
 from pallas_kernels.radix.config import plan_for
 from tests import gpu_interpreter, reference
 from tests.alignment import check_alignment
+from tests.covering import covering
 
 SMALL = Config(rows=64, warpgroups=1, ctas=2)
 PAIR = Config(rows=16, warpgroups=2, ctas=2)
 AHEAD = Config(rows=128, warpgroups=2, stages=2, ctas=1)
 DYADIC = bj.Chain.square_dyadic(64).shapes
 
-both_layouts = pytest.mark.parametrize("axis", [-1, 0])
+LAYOUTS = [-1, 0]
+both_layouts = pytest.mark.parametrize("axis", LAYOUTS)
 
 
 def check(shapes, *, batch, axis, dtype="float32", config=SMALL, **more):
@@ -44,8 +46,7 @@ def check(shapes, *, batch, axis, dtype="float32", config=SMALL, **more):
     assert error < tolerance(out_dtype, factors_that_round)
 
 
-@both_layouts
-@pytest.mark.parametrize("n", [16, 32])
+@pytest.mark.parametrize(("n", "axis"), covering([16, 32], LAYOUTS))
 def test_radix_2(n, axis):
     check(bj.Chain.square_dyadic(n).shapes, batch=72, axis=axis)
 
@@ -55,28 +56,26 @@ def test_radix_2_of_256_features(axis):
     check(bj.Chain.square_dyadic(256).shapes, batch=40, axis=axis, config=PAIR)
 
 
-@both_layouts
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        [(8, 2, 2, 1)],
-        [(1, 2, 2, 8)],
-        [(2, 8, 8, 4)],
-        [(4, 8, 4, 2)],
-        [(1, 16, 4, 4)],
-        [(3, 2, 2, 4)],
-        [(1, 3, 5, 16)],
-        [(1, 4, 4, 16), (4, 4, 4, 4), (16, 4, 4, 1)],
-        [(1, 8, 8, 8), (8, 8, 8, 1)],
-        [(1, 2, 4, 16), (2, 8, 4, 4), (8, 4, 2, 1)],
-        [(1, 8, 2, 16), (2, 2, 4, 8), (8, 8, 4, 1)],
-        [(1, 6, 3, 8), (3, 2, 4, 4), (12, 4, 8, 1)],
-        [*reversed(DYADIC)],
-        [(1, 2, 2, 32), (32, 2, 2, 1)],
-        [(2, 2, 2, 16)] * 3,
-    ],
-    ids=str,
-)
+CHAINS = [
+    [(8, 2, 2, 1)],
+    [(1, 2, 2, 8)],
+    [(2, 8, 8, 4)],
+    [(4, 8, 4, 2)],
+    [(1, 16, 4, 4)],
+    [(3, 2, 2, 4)],
+    [(1, 3, 5, 16)],
+    [(1, 4, 4, 16), (4, 4, 4, 4), (16, 4, 4, 1)],
+    [(1, 8, 8, 8), (8, 8, 8, 1)],
+    [(1, 2, 4, 16), (2, 8, 4, 4), (8, 4, 2, 1)],
+    [(1, 8, 2, 16), (2, 2, 4, 8), (8, 8, 4, 1)],
+    [(1, 6, 3, 8), (3, 2, 4, 4), (12, 4, 8, 1)],
+    [*reversed(DYADIC)],
+    [(1, 2, 2, 32), (32, 2, 2, 1)],
+    [(2, 2, 2, 16)] * 3,
+]
+
+
+@pytest.mark.parametrize(("shapes", "axis"), covering(CHAINS, LAYOUTS), ids=str)
 def test_patterns(shapes, axis):
     check(shapes, batch=72, axis=axis)
 
@@ -88,14 +87,12 @@ def test_more_digits_than_tma_has_axes(axis):
     check(shapes, batch=8 if axis == 0 else 7, axis=axis, config=config)
 
 
-@both_layouts
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("dtype", "axis"), covering(["bfloat16", "float16"], LAYOUTS))
 def test_16_bit_types_are_rounded_once(dtype, axis):
     check(DYADIC, batch=72, axis=axis, dtype=dtype)
 
 
-@both_layouts
-@pytest.mark.parametrize("config", [PAIR, AHEAD], ids=str)
+@pytest.mark.parametrize(("config", "axis"), covering([PAIR, AHEAD], LAYOUTS), ids=str)
 def test_configurations_and_ragged_batches(config, axis):
     check(DYADIC, batch=config.rows * 2 + 8, axis=axis, config=config)
 
@@ -110,8 +107,9 @@ def test_any_batch(batch):
     check(DYADIC, batch=batch, axis=-1)
 
 
-@both_layouts
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize(
+    ("activation", "axis"), covering([None, "relu", "gelu", "silu"], LAYOUTS)
+)
 def test_epilogue(activation, axis):
     bias = reference.draw((64,), "float32", seed=3)
     check(DYADIC, batch=72, axis=axis, bias=bias, activation=activation)
@@ -137,27 +135,28 @@ FACTORS = [
 ]
 
 
-@both_layouts
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", FACTORS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "axis"),
+    covering(FACTORS, ["float32", "bfloat16", "float16"], LAYOUTS),
+    ids=str,
+)
 def test_one_factor_in_its_default_configuration(shape, dtype, axis):
     check([shape], batch=72, axis=axis, dtype=dtype, config=None)
 
 
-@both_layouts
-@pytest.mark.parametrize(
-    ("shape", "parts"),
-    [
-        ((1, 2, 2, 64), (1, 4)),
-        ((64, 2, 2, 1), (4, 1)),
-        ((4, 4, 4, 32), (2, 2)),
-        ((4, 4, 4, 32), (4, 4)),  # One block along a.
-        ((4, 8, 8, 1), (4, 1)),  # One block.
-        ((2, 8, 4, 8), (1, 1)),
-    ],
-    ids=str,
-)
-def test_parts_of_a_factor_with_bias_and_activation(shape, parts, axis):
+PARTS = [
+    ((1, 2, 2, 64), (1, 4)),
+    ((64, 2, 2, 1), (4, 1)),
+    ((4, 4, 4, 32), (2, 2)),
+    ((4, 4, 4, 32), (4, 4)),  # One block along a.
+    ((4, 8, 8, 1), (4, 1)),  # One block.
+    ((2, 8, 4, 8), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("case", "axis"), covering(PARTS, LAYOUTS), ids=str)
+def test_parts_of_a_factor_with_bias_and_activation(case, axis):
+    shape, parts = case
     a, b, _, d = shape
     bias = reference.draw((a * b * d,), "float16", seed=3)
     more = {"bias": bias, "activation": "gelu", "out_dtype": "float32"}
@@ -175,8 +174,7 @@ def test_one_factor_and_features_that_no_vector_of_tma_divides(axis):
     check([shape], batch=136, axis=axis, config=config, **more)
 
 
-@both_layouts
-@pytest.mark.parametrize("batch", [8, 200])
+@pytest.mark.parametrize(("batch", "axis"), covering([8, 200], LAYOUTS))
 def test_a_unit_has_several_turns(batch, axis):
     config = Config(32, 1, 2, 1, 2, 1, 2)
     check([(4, 8, 8, 16)], batch=batch, axis=axis, config=config)
@@ -340,10 +338,14 @@ WIDE = [
 ]
 
 
-@both_layouts
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "shape", [*WIDE, *bj.Chain.square_dyadic(1024).shapes], ids=str
+    ("shape", "dtype", "axis"),
+    covering(
+        [*WIDE, *bj.Chain.square_dyadic(1024).shapes],
+        ["float32", "bfloat16"],
+        LAYOUTS,
+    ),
+    ids=str,
 )
 def test_one_factor_lowers_for_a_gpu(shape, dtype, axis):
     """Loads of weights, as they lie, do not lower in all layouts."""
@@ -353,9 +355,11 @@ def test_one_factor_lowers_for_a_gpu(shape, dtype, axis):
     jax.export.export(function, platforms=["cuda"])(*call, bias)
 
 
-@both_layouts
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", WIDE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "axis"),
+    covering(WIDE, ["float32", "bfloat16"], LAYOUTS),
+    ids=str,
+)
 def test_one_factor_of_any_size_stays_near_the_floor(shape, dtype, axis):
     """By prediction; and in every configuration each CTA keeps its weights."""
     types = (jnp.dtype(dtype),) * 2
