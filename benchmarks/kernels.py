@@ -10,7 +10,7 @@ import jax
 
 import butterjax as bj
 from benchmarks.workloads import Workload
-from butterjax.gpu.launches import Launch, plan_launches
+from butterjax.gpu.plan import Launch, plan_launches
 from pallas_kernels import factor, fused, radix, strided
 from pallas_kernels.common import tuned
 

@@ -16,7 +16,7 @@ import butterjax as bj
 from benchmarks import jsonl, results
 from benchmarks.units import Count, Seconds, Setting
 from benchmarks.workloads import DENSE_LAYER, Workload
-from butterjax.gpu.launches import plan_launches
+from butterjax.gpu.plan import plan_launches
 from pallas_kernels.common.chip import Chip
 from pallas_kernels.common.usage import Usage
 

@@ -2,5 +2,5 @@
 
 from butterjax.gpu.gradients import BackwardPlan as BackwardPlan
 from butterjax.gpu.gradients import plan_backward as plan_backward
-from butterjax.gpu.launches import Launch as Launch
-from butterjax.gpu.launches import plan_launches as plan_launches
+from butterjax.gpu.plan import Launch as Launch
+from butterjax.gpu.plan import plan_launches as plan_launches

@@ -33,11 +33,8 @@ import jax.numpy as jnp
 
 from butterjax.factors import fuse, transpose
 from butterjax.gpu.derivatives import Operands, xla_gradients
-from butterjax.gpu.launches import (
-    apply_launches,
-    partitions,
-    plan_launches,
-)
+from butterjax.gpu.launches import apply_launches
+from butterjax.gpu.plan import partitions, plan_launches
 from butterjax.implementations.registry import FeatureAxis
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern

@@ -11,7 +11,7 @@ from benchmarks.cases import parse_chain
 from benchmarks.kernel_checks import Check
 from benchmarks.workers import Lost
 from benchmarks.workloads import Workload
-from butterjax.gpu.launches import plan_launches
+from butterjax.gpu.plan import plan_launches
 from butterjax.numerics import tolerance
 from tests import reference
 from tests.benchmarks.test_results import ENVIRONMENT

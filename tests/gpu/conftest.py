@@ -2,7 +2,7 @@
 
 import pytest
 
-from butterjax.gpu import launches
+from butterjax.gpu import plan
 from pallas_kernels import factor
 
 
@@ -14,6 +14,6 @@ def few_warpgroups(monkeypatch):
         return factor.Config(64, 32, 16, m_warps=1, stages=2, ctas=2)
 
     monkeypatch.setattr(factor, "default_config", small)
-    launches.plan.cache_clear()
+    plan.plan.cache_clear()
     yield
-    launches.plan.cache_clear()
+    plan.plan.cache_clear()

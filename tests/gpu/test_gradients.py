@@ -11,7 +11,7 @@ import butterjax as bj
 from butterjax.gpu import gradients
 from butterjax.gpu.derivatives import formula
 from butterjax.gpu.gradients import plan_backward
-from butterjax.gpu.launches import Launch
+from butterjax.gpu.plan import Launch
 from butterjax.numerics import tolerance
 from pallas_kernels import factor as factor_kernel
 from tests import gpu_interpreter, reference

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 
 import butterjax as bj
-from butterjax.gpu.launches import collapse, plan_launches
+from butterjax.gpu.plan import collapse, plan_launches
 from tests import strategies
 
 
