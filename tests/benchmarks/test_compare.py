@@ -59,6 +59,9 @@ def test_compares_every_implementation(tmp_path):
     assert "elementwise *" in done.stdout
     assert str(tmp_path / "compare.png") in done.stdout.replace("\n", "")
     assert "÷ best" in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "pallas is unsupported in 4 of 4 workloads: " in shown
+    assert "lowered for cpu" in shown
 
 
 def test_a_second_run_goes_on(tmp_path):
