@@ -136,7 +136,9 @@ def _median(values: Iterable[float | None]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How far the default is from the best, and where butterflies beat dense layers."""
+    """How far the default is from the best, where butterflies beat dense layers, and
+    why an implementation refuses what it does.
+    """
     groups = by_workload(rows)
     lines = []
     defaults = [
@@ -162,7 +164,21 @@ def summary(rows: Sequence[Row]) -> str:
         f"The best implementation beats the dense layer, quartiles and all, in "
         f"{len(ahead)} of {len(groups)} workloads"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *refusals(rows)])
+
+
+def refusals(rows: Sequence[Row]) -> list[str]:
+    """Why implementations are unsupported, a line for each: the reason met first."""
+    found = []
+    for name in dict.fromkeys(row.implementation for row in rows if row.unsupported):
+        mine = [row for row in rows if row.implementation == name]
+        reasons = [row.unsupported for row in mine if row.unsupported]
+        others = len(set(reasons)) - 1
+        found.append(
+            f"{name} is unsupported in {len(reasons)} of {len(mine)} workloads: "
+            f"{reasons[0]}" + (f" (and {others} more)" if others else "")
+        )
+    return found
 
 
 def problems(rows: Sequence[Row]) -> list[str]:

@@ -5,26 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import linen as nn
 from flax import nnx
 
 import butterjax as bj
 from tests import reference
 
-SIZES = pytest.mark.parametrize(
-    ("in_features", "out_features", "chain"),
-    [
-        (36, 64, None),
-        (60, 100, None),
-        (31, 47, None),  # Primes: padded and cut.
-        (7, 1, None),  # One dense factor.
-        (64, 64, bj.Chain.square_dyadic(64)),
-        (50, 33, bj.Chain.square_dyadic(64)),
-        (96, 20, bj.Chain([(1, 8, 8, 3), (6, 4, 16, 1)])),
-    ],
-    ids=str,
-)
+# Of features in and out, and a chain.
+SIZES = [
+    (36, 64, None),
+    (60, 100, None),
+    (31, 47, None),  # Primes: padded and cut.
+    (7, 1, None),  # One dense factor.
+    (64, 64, bj.Chain.square_dyadic(64)),
+    (50, 33, bj.Chain.square_dyadic(64)),
+    (96, 20, bj.Chain([(1, 8, 8, 3), (6, 4, 16, 1)])),
+]
 
 
 def expected_output(x, factors, bias) -> np.ndarray:

@@ -9,22 +9,21 @@ import scipy.linalg
 import butterjax as bj
 from butterjax.numerics import tolerance
 from tests import reference, strategies
+from tests.covering import covering
 
 DTYPES = ["float16", "bfloat16", "float32", "complex64"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "chain",
-    [
-        bj.Chain.square_dyadic(16),
-        bj.Chain.monarch(24, 60),
-        bj.Chain([(3, 4, 5, 2)]),
-        bj.Chain([(1, 8, 8, 3), (6, 4, 16, 1)]),  # Not chainable.
-        bj.Chain([(1, 6, 4, 4), (4, 4, 4, 1), (2, 8, 8, 1)]),
-    ],
-    ids=str,
-)
+CHAINS = [
+    bj.Chain.square_dyadic(16),
+    bj.Chain.monarch(24, 60),
+    bj.Chain([(3, 4, 5, 2)]),
+    bj.Chain([(1, 8, 8, 3), (6, 4, 16, 1)]),  # Not chainable.
+    bj.Chain([(1, 6, 4, 4), (4, 4, 4, 1), (2, 8, 8, 1)]),
+]
+
+
+@pytest.mark.parametrize(("chain", "dtype"), covering(CHAINS, DTYPES), ids=str)
 def test_to_dense(chain, dtype):
     factors = reference.draw_factors(chain, dtype)
     dense = bj.to_dense(factors)

@@ -5,19 +5,19 @@ import pytest
 
 import butterjax as bj
 from tests import reference
+from tests.covering import covering
+
+CHAINS = [
+    bj.Chain.square_dyadic(256),
+    bj.Chain.monarch(256, 1024),
+    bj.Chain.monarch(1024, 256),  # Blocks of fewer rows than columns.
+    bj.Chain([(1, 64, 16, 8), (8, 16, 4, 1)]),
+]
 
 
 @pytest.mark.parametrize(
-    "chain",
-    [
-        bj.Chain.square_dyadic(256),
-        bj.Chain.monarch(256, 1024),
-        bj.Chain.monarch(1024, 256),  # Blocks of fewer rows than columns.
-        bj.Chain([(1, 64, 16, 8), (8, 16, 4, 1)]),
-    ],
-    ids=str,
+    ("chain", "dtype"), covering(CHAINS, ["float32", "complex64"]), ids=str
 )
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_default_keeps_the_variance(chain, dtype):
     factors = bj.init(jax.random.key(0), chain, dtype)
     assert bj.Chain.of(factors) == chain

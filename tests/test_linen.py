@@ -8,11 +8,14 @@ from flax import linen as nn
 
 import butterjax as bj
 from tests import flax_cases, reference
+from tests.covering import covering
 
 
-@flax_cases.SIZES
-@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-def test_output(in_features, out_features, chain, batch):
+@pytest.mark.parametrize(
+    ("sizes", "batch"), covering(flax_cases.SIZES, [(), (5,), (2, 3)]), ids=str
+)
+def test_output(sizes, batch):
+    in_features, out_features, chain = sizes
     layer = bj.linen.Butterfly(
         out_features, chain=chain, bias_init=nn.initializers.normal()
     )

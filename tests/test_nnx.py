@@ -7,15 +7,18 @@ from flax import nnx
 
 import butterjax as bj
 from tests import flax_cases, reference
+from tests.covering import covering
 
 
 def factors_of(layer):
     return [getattr(layer, f"factor_{i:02}")[...] for i in range(len(layer.chain))]
 
 
-@flax_cases.SIZES
-@pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_output(in_features, out_features, chain, batch):
+@pytest.mark.parametrize(
+    ("sizes", "batch"), covering(flax_cases.SIZES, [(), (2, 3)]), ids=str
+)
+def test_output(sizes, batch):
+    in_features, out_features, chain = sizes
     layer = bj.nnx.Butterfly(
         in_features,
         out_features,

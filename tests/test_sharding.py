@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import butterjax as bj
 from tests import flax_cases, reference
+from tests.covering import covering
 
 CHAIN = bj.Chain.monarch(64, 64)
 FACTORS = reference.draw_factors(CHAIN, seed=1)
@@ -95,14 +96,16 @@ def expected():
     return y, (dx.reshape(X.shape), (dfactors, DY.sum((0, 1), float)))
 
 
-@explicit_and_auto
-@pytest.mark.parametrize("sharded", SPECS)
 @pytest.mark.parametrize(
-    ("name", "axis"),
-    # One that XLA shares out, and one that goes device by device, in the middle too.
-    [*itertools.product(XLA, [-1, 0]), ("einsum", 1), ("bcsr", 1)],
+    ("case", "axis"),
+    covering(
+        [*itertools.product(XLA, SPECS, [AxisType.Explicit, AxisType.Auto])],
+        [-1, 0, 1],
+    ),
+    ids=str,
 )
-def test_batch_axes_stay_where_they_are(name, axis, sharded, kind):
+def test_batch_axes_stay_where_they_are(case, axis):
+    name, sharded, kind = case
     mesh = mesh_of(kind)
     x_spec, y_spec = (moved(spec, axis) for spec in SPECS[sharded])
 

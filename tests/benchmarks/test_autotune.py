@@ -3,10 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -15,29 +11,23 @@ from benchmarks.cases import parse_chain
 from benchmarks.workloads import Workload
 from pallas_kernels import factor
 from pallas_kernels.common import tuned
+from tests import programs
 from tests.benchmarks import rehearsal
 from tests.benchmarks.test_results import row
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments, module=rehearsal.__name__, broken=""):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", module, *arguments),
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "BROKEN": broken},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
 
 def search(folder, *arguments, broken=""):
-    return run(
-        *("autotune", "--chain=(1,32,16,1)", "--layout=feature_last", "--batch=40"),
+    return programs.run(
+        *(
+            rehearsal.__name__,
+            "autotune",
+            "--chain=(1,32,16,1)",
+            "--layout=feature_last",
+            "--batch=40",
+        ),
         *("--time_limit=0", f"--output_dir={folder}", f"--table_dir={folder / 'made'}"),
         *arguments,
-        broken=broken,
+        BROKEN=broken,
     )
 
 
@@ -76,14 +66,14 @@ def test_a_wrong_configuration_is_never_recorded(tmp_path):
 
 def test_without_a_gpu(tmp_path):
     arguments = (f"--output_dir={tmp_path / 'made'}", f"--table_dir={tmp_path}")
-    done = run(*arguments, module=autotune.__name__)
+    done = programs.call(autotune.__name__, *arguments)
     assert done.returncode == 1
     assert "error: autotune needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_an_example():
-    shown = run("--help", module=autotune.__name__).stdout
+    shown = programs.call(autotune.__name__, "--help").stdout
     assert "python -m benchmarks.autotune --chain=" in shown
 
 

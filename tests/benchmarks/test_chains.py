@@ -1,25 +1,12 @@
-import os
-import pathlib
-import subprocess
-import sys
+import functools
 
 import pytest
 
 import butterjax as bj
 from benchmarks import chains, results
+from tests import programs
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", "benchmarks.chains", *arguments),
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+run = functools.partial(programs.call, chains.__name__)
 
 
 def test_select():

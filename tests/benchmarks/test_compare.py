@@ -1,6 +1,4 @@
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -11,21 +9,9 @@ import pytest
 
 import butterjax as bj
 from benchmarks import compare
+from tests import programs
 
-ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = (sys.executable, "-W", "error", "-m", compare.__name__)
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
-
-
-def run(*arguments):
-    return subprocess.run(
-        (*PROGRAM, *arguments),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+NAME = compare.__name__
 
 
 def read(folder):
@@ -44,9 +30,8 @@ def refusal(row):
 
 def test_compares_every_implementation(tmp_path):
     tiny = ("--chain=square_dyadic:8", "--chain=(1,4,80,1)", "--batch=4")
-    done = run(
-        *tiny, "--time_limit=0.01", "--layout=feature_first", f"--output_dir={tmp_path}"
-    )
+    options = ("--time_limit=0.01", "--layout=feature_first")
+    done = programs.run(NAME, *tiny, *options, f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     rows = read(tmp_path)
@@ -74,6 +59,9 @@ def test_compares_every_implementation(tmp_path):
     assert "elementwise *" in done.stdout
     assert str(tmp_path / "compare.png") in done.stdout.replace("\n", "")
     assert "÷ best" in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "pallas is unsupported in 4 of 4 workloads: " in shown
+    assert "lowered for cpu" in shown
 
 
 def test_a_second_run_goes_on(tmp_path):
@@ -85,10 +73,10 @@ def test_a_second_run_goes_on(tmp_path):
         "--dtype=bfloat16",
         f"--output_dir={tmp_path}",
     )
-    assert run(*once).returncode == 0
+    assert programs.call(NAME, *once).returncode == 0
     first = read(tmp_path)
     # An implementation is added to the workload; its dense layer is only compared with.
-    again = run(*once, "--implementation=bmm")
+    again = programs.call(NAME, *once, "--implementation=bmm")
     assert again.returncode == 0
     assert "2 rows are in" in again.stdout
     assert "einsum" in again.stdout
@@ -99,9 +87,11 @@ def test_a_second_run_goes_on(tmp_path):
 
 def test_interrupt_leaves_valid_files(tmp_path):
     process = subprocess.Popen(
-        (*PROGRAM, "--time_limit=1", "--batch=16", f"--output_dir={tmp_path}"),
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        programs.command(
+            NAME, "--time_limit=1", "--batch=16", f"--output_dir={tmp_path}"
+        ),
+        cwd=programs.ROOT,
+        env=programs.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -137,7 +127,7 @@ runs.start(compare.main)
 
 
 def test_new_implementations_are_in_the_results(tmp_path):
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (programs.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     done = subprocess.run(
         (
@@ -146,8 +136,8 @@ def test_new_implementations_are_in_the_results(tmp_path):
             *("--chain=(2,3,4,5)(1,8,6,5)", "--batch=7", f"--output_dir={tmp_path}"),
             *("--layout=feature_last", "--layout=feature_first"),
         ),
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        cwd=programs.ROOT,
+        env=programs.environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -175,7 +165,7 @@ def test_new_implementations_are_in_the_results(tmp_path):
     ],
 )
 def test_flags_are_checked_first(tmp_path, flag, message):
-    done = run(flag, f"--output_dir={tmp_path / 'made'}")
+    done = programs.call(NAME, flag, f"--output_dir={tmp_path / 'made'}")
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert not (tmp_path / "made").exists()
@@ -183,13 +173,13 @@ def test_flags_are_checked_first(tmp_path, flag, message):
 
 def test_output_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    done = run(f"--output_dir={tmp_path / 'file'}")
+    done = programs.call(NAME, f"--output_dir={tmp_path / 'file'}")
     assert done.returncode == 1
     assert "error: --output_dir=" in done.stdout
 
 
 def test_help_shows_examples_and_forms():
-    shown = run("--help").stdout
+    shown = programs.call(NAME, "--help").stdout
     for words in ("--chain=monarch:768x3072", "square_dyadic:N", "--output_dir"):
         assert words in shown
     # Flags that another module defines for the program, and all programs have.

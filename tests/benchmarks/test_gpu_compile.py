@@ -1,23 +1,22 @@
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks import aot, gpu_cases
+from tests import programs
 from tests.benchmarks.gpu_compiler import needs_compiler
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*arguments, code=None):
-    how = ["-c", code] if code else ["-m", "benchmarks.gpu_compile"]
+    """In a process of its own, as JAX reads its settings once."""
+    if code is None:
+        return programs.run("benchmarks.gpu_compile", *arguments)
     return subprocess.run(
-        [sys.executable, "-W", "error", *how, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "80"},
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=programs.ROOT,
+        env=programs.environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -49,14 +48,14 @@ def test_without_the_compiler(tmp_path):
     ],
 )
 def test_wrong_flags(argument, words):
-    done = run(argument)
+    done = programs.call("benchmarks.gpu_compile", argument)
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_help_shows_an_example():
-    text = run("--help").stdout
+    text = programs.call("benchmarks.gpu_compile", "--help").stdout
     assert 'make gpu-compile ARGS="--case=' in text
     assert gpu_cases.CASES[0].name in text
 

@@ -1,35 +1,23 @@
 """The suite for GPUs, rehearsed on a CPU: the kernel runs in the interpreter."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from benchmarks import gpu_suite, runs
+from tests import programs
 from tests.benchmarks import rehearsal
 
-ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
 FEW = (
     *("--dtype=bfloat16", "--dtype=float16", "--layout=feature_last"),
     *("--time_limit=0", "--processes=1"),
 )
 
 
-def run(*arguments, module=rehearsal.__name__, broken=""):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", module, *arguments),
-        cwd=ROOT,
-        env={**ENVIRONMENT, "BROKEN": broken},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def rehearse(folder, *arguments, broken=""):
-    return run("gpu_suite", *FEW, f"--output_dir={folder}", *arguments, broken=broken)
+    return programs.run(
+        *(rehearsal.__name__, "gpu_suite", *FEW, f"--output_dir={folder}"),
+        *arguments,
+        BROKEN=broken,
+    )
 
 
 def read(folder, name):
@@ -86,13 +74,13 @@ def test_a_kernel_that_crashes_excludes_itself_alone(tmp_path):
 
 
 def test_without_a_gpu(tmp_path):
-    done = run(f"--output_dir={tmp_path / 'made'}", module=gpu_suite.__name__)
+    done = programs.call(gpu_suite.__name__, f"--output_dir={tmp_path / 'made'}")
     assert done.returncode == 1
     assert "error: gpu_suite needs an NVIDIA GPU, from Hopper on" in done.stdout
     assert not (tmp_path / "made").exists()
 
 
 def test_help_tells_what_is_needed():
-    shown = run("--help", module=gpu_suite.__name__).stdout
+    shown = programs.call(gpu_suite.__name__, "--help").stdout
     for words in ("python -m benchmarks.gpu_suite --minutes=9", "flax", "status is 75"):
         assert words in shown

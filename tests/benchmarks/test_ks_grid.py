@@ -1,17 +1,13 @@
-import os
-import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from benchmarks import ks_grid, patterns, results
+from tests import programs
 
-ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = (sys.executable, "-W", "error", "-m", ks_grid.__name__)
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+NAME = ks_grid.__name__
 SMALL = (
     *(
         "--patterns=(*,48,48,1)",
@@ -21,17 +17,6 @@ SMALL = (
     ),
     *("--implementation=bmm", "--implementation=einsum"),
 )
-
-
-def run(*arguments):
-    return subprocess.run(
-        (*PROGRAM, *arguments),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_select():
@@ -51,9 +36,9 @@ def test_killed_at_any_point_it_goes_on(tmp_path):
     num_killed, before = 0, b""
     for num_rows in (1, 19):
         process = subprocess.Popen(
-            (*PROGRAM, *SMALL, f"--output_dir={tmp_path}"),
-            cwd=ROOT,
-            env=ENVIRONMENT,
+            programs.command(NAME, *SMALL, f"--output_dir={tmp_path}"),
+            cwd=programs.ROOT,
+            env=programs.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -70,7 +55,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path):
         # What was written before stays as it is.
         assert path.read_bytes().startswith(before)
         before = path.read_bytes()[: path.read_bytes().rindex(b"\n") + 1]
-    done = run(*SMALL, f"--output_dir={tmp_path}")
+    done = programs.call(NAME, *SMALL, f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rows are in" in done.stdout
     assert path.read_bytes().startswith(before)
@@ -86,7 +71,9 @@ def test_large_workloads_are_left_out(tmp_path):
     # With batch 4, x and y of (1,48,48,4) take 4·4·(192 + 192) bytes, its factor
     # 4·48·48·4, its dense matrix 4·192·192; those of (4,48,48,4) four times as much.
     options = (*SMALL, "--patterns=(1,48,48,4)", "--direction=forward")
-    done = run(*options, "--max_bytes=43008", f"--output_dir={tmp_path}")
+    done = programs.call(
+        NAME, *options, "--max_bytes=43008", f"--output_dir={tmp_path}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 8 workloads are left out" in done.stdout
     rows = results.load(tmp_path / "ks_grid.jsonl")
@@ -104,7 +91,7 @@ def test_large_workloads_are_left_out(tmp_path):
     ],
 )
 def test_flags_are_checked_first(tmp_path, flag, message):
-    done = run(flag, f"--output_dir={tmp_path / 'made'}")
+    done = programs.call(NAME, flag, f"--output_dir={tmp_path / 'made'}")
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -112,6 +99,6 @@ def test_flags_are_checked_first(tmp_path, flag, message):
 
 
 def test_help_shows_an_example():
-    shown = run("--help").stdout
+    shown = programs.call(NAME, "--help").stdout
     assert 'python -m benchmarks.ks_grid --patterns="(1,*,*,4)"' in shown
     assert "tuned (904)" in shown

@@ -1,9 +1,6 @@
 import dataclasses
+import functools
 import io
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
@@ -11,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks import jsonl, models, network_rows, networks
+from tests import programs
 from tests.benchmarks.test_results import ENVIRONMENT, measurement
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIZES = models.Sizes(depth=1, width=16, heads=2, hidden=32, tokens=5, classes=7)
 
 
@@ -103,15 +100,7 @@ def test_table():
     assert networks.problems(rows) == ["bmm, llama_mlp, inference, batch 3: crash"]
 
 
-def run(*arguments):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", "benchmarks.networks", *arguments),
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+run = functools.partial(programs.call, networks.__name__)
 
 
 def test_program(tmp_path):

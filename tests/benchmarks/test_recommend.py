@@ -1,9 +1,7 @@
+import functools
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -12,30 +10,15 @@ from benchmarks import recommend, results
 from benchmarks.reporting import groups, sections, words
 from benchmarks.timings import timings
 from benchmarks.workloads import DENSE_LAYER
+from tests import programs
 from tests.benchmarks.test_report import NEW, rows, write
 from tests.benchmarks.test_results import measurement, row
 
-ROOT = pathlib.Path(__file__).parents[2]
-COMMITTED = ROOT / "benchmarks" / "results" / "compare_cpu.jsonl"
+COMMITTED = programs.ROOT / "benchmarks" / "results" / "compare_cpu.jsonl"
 LAYER = ("--in", "64", "--out", "64", "--batch", "8")
 
 
-def ask(*arguments, cwd=ROOT):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", recommend.__name__, *arguments),
-        cwd=cwd,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "COLUMNS": "120",
-            "PYTHONPATH": os.pathsep.join(
-                [str(ROOT), os.environ.get("PYTHONPATH", "")]
-            ),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+ask = functools.partial(programs.call, recommend.__name__)
 
 
 def test_measured_rows_decide(tmp_path):

@@ -1,9 +1,6 @@
 import dataclasses
-import os
-import pathlib
+import functools
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree
 
 import pytest
@@ -12,10 +9,10 @@ import butterjax as bj
 from benchmarks import jsonl, models, network_rows, report
 from benchmarks.reporting import groups, sections
 from benchmarks.workloads import DENSE_LAYER
+from tests import programs
 from tests.benchmarks.reporting.test_groups import ratio, run
 from tests.benchmarks.test_results import measurement, row
 
-ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ("compare_cpu.jsonl", "ks_grid_cpu.jsonl")
 NEW = {"environment": run("2026-02-02T00:00:00+00:00", "Some CPU, 2 threads")}
 OLD = {"environment": run("2026-01-01T00:00:00+00:00", "Some CPU, 2 threads")}
@@ -53,15 +50,7 @@ def write(folder, name, made):
     return str(path)
 
 
-def make_report(*arguments):
-    return subprocess.run(
-        (sys.executable, "-W", "error", "-m", report.__name__, *arguments),
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+make_report = functools.partial(programs.call, report.__name__)
 
 
 def parse(path):
@@ -108,7 +97,7 @@ def test_the_page_needs_nothing_else(made):
 
 
 def test_the_committed_example():
-    path = ROOT / "benchmarks" / "results" / "report_cpu.html"
+    path = programs.ROOT / "benchmarks" / "results" / "report_cpu.html"
     assert path.stat().st_size < 1e6
     root = parse(path)
     check_that_nothing_is_fetched(root)

@@ -41,6 +41,11 @@ def test_summary():
     assert "at most 1.50 times as long as the best" in text
     assert "(monarch:16x16, forward+backward)" in text
     assert "in 1 of 2 workloads" in text
+    assert "bcsr is unsupported in 1 of 1 workloads: no" in text
+    two = [row("bcsr", measured=None, unsupported=why) for why in ("no", "no", "never")]
+    assert tables.refusals([*two, row("bmm")]) == [
+        "bcsr is unsupported in 3 of 3 workloads: no (and 1 more)"
+    ]
 
 
 def test_overview():

@@ -1,18 +1,15 @@
 import gzip
 import io
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from examples import image_classifier
+from tests import programs
 
-ROOT = pathlib.Path(__file__).parents[2]
+NAME = image_classifier.__name__
 TINY = ("--hidden=64", "--layers=2", "--epochs=3", "--seeds=2", "--batch_size=64")
 
 # Worked out by hand, for 64 pixels and two hidden layers of 64. A Monarch matrix of
@@ -20,18 +17,6 @@ TINY = ("--hidden=64", "--layers=2", "--epochs=3", "--seeds=2", "--batch_size=64
 # biases; the last layer is dense, 64 -> 10.
 PARAMETERS = {"dense": 8970, "butterfly": 2826}
 FLOPS = {"dense": 17664, "butterfly": 5376}
-
-
-def run(*arguments):
-    program = (sys.executable, "-W", "error", "-m", "examples.image_classifier")
-    return subprocess.run(
-        (*program, *arguments),
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def idx_bytes(entries, *shape):
@@ -63,7 +48,7 @@ def make_result(seeds, epochs, level):
 
 def test_digits(tmp_path):
     output = tmp_path / "some" / "folder"
-    done = run(*TINY, f"--output_dir={output}")
+    done = programs.run(NAME, *TINY, f"--output_dir={output}")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in output.iterdir()) == [
         "digits.json",
@@ -99,7 +84,7 @@ def test_fashion_mnist(tmp_path):
     output = tmp_path / "results"
     flags = ("--dataset=fashion_mnist", f"--data_dir={tmp_path}", "--seeds=1")
     sizes = ("--hidden=32", "--layers=1", "--epochs=4", "--batch_size=32")
-    done = run(*flags, *sizes, f"--output_dir={output}")
+    done = programs.call(NAME, *flags, *sizes, f"--output_dir={output}")
     assert done.returncode == 0, done.stderr
     assert (output / "fashion_mnist.png").exists()
     numbers = json.loads((output / "fashion_mnist.json").read_text())
@@ -124,7 +109,7 @@ def test_fashion_mnist(tmp_path):
     ],
 )
 def test_errors_end_the_program(tmp_path, arguments, words):
-    done = run(*arguments, f"--output_dir={tmp_path}")
+    done = programs.call(NAME, *arguments, f"--output_dir={tmp_path}")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     for word in words:
@@ -133,7 +118,7 @@ def test_errors_end_the_program(tmp_path, arguments, words):
 
 
 def test_help_shows_an_example():
-    done = run("--help")
+    done = programs.call(NAME, "--help")
     assert "python -m examples.image_classifier --hidden" in done.stdout
     assert "--butterfly_learning_rate" in done.stdout
 

@@ -22,6 +22,7 @@ from butterjax.gpu.derivatives import (
     xla_gradients,
 )
 from tests import reference
+from tests.covering import covering
 
 CHAIN = bj.Chain([(1, 3, 2, 4), (2, 4, 3, 1)])
 X = reference.draw((5, CHAIN.in_features))
@@ -128,8 +129,7 @@ def check(transform, kernel, *at):
         assert reference.relative_error(one, other) < 2e-5
 
 
-@pytest.mark.parametrize("compile_it", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("name", OF_A_LOSS)
+@pytest.mark.parametrize(("name", "compile_it"), covering([*OF_A_LOSS], [True, False]))
 def test_derivatives(fake, name, compile_it):
     kernel, backwards = fake
 

@@ -13,6 +13,7 @@ from jax.experimental.mosaic.gpu.fragmented_array import Replicated
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.common import compat
+from tests.covering import covering
 
 ZIPPED = [(2, 4), (3, 4), (4, 2), (5, 2), (8, 1), (12, 1)]  # Blocks, inputs of a lane.
 THREADS = list(itertools.product(range(4), (0, 1, 6, 15, 16, 31)))  # Warps and lanes.
@@ -100,10 +101,11 @@ def test_fragments_are_those_of_mma_sync():
         }
 
 
-@pytest.mark.parametrize("operand", ["LHS", "RHS"])
-@pytest.mark.parametrize("m_warps", [1, 2, 4])
-@pytest.mark.parametrize(("blocks", "inputs"), ZIPPED)
-def test_operands(blocks, inputs, m_warps, operand):
+@pytest.mark.parametrize(
+    ("case", "m_warps", "operand"), covering(ZIPPED, [1, 2, 4], ["LHS", "RHS"])
+)
+def test_operands(case, m_warps, operand):
+    blocks, inputs = case
     rows = 128
     shape = (4 // inputs, rows, 4 * inputs * blocks)
     x = np.arange(np.prod(shape)).reshape(shape)
@@ -130,11 +132,10 @@ def test_operands(blocks, inputs, m_warps, operand):
             assert_alike(part, layout.to_mgpu(), expected[k], warp, lane)
 
 
-@pytest.mark.parametrize("m_warps", [1, 2, 4])
-@pytest.mark.parametrize(("blocks", "inputs"), ZIPPED)
-def test_sums_and_bias(blocks, inputs, m_warps):
+@pytest.mark.parametrize(("case", "m_warps"), covering(ZIPPED, [1, 2, 4]))
+def test_sums_and_bias(case, m_warps):
+    blocks, _ = case
     rows, columns = 128, 64
-    del inputs
     sums = np.arange(blocks * rows * columns).reshape(blocks, rows, columns)
     y = sums.transpose(1, 2, 0).reshape(rows, columns // 8, 8 * blocks)
     y = y.swapaxes(0, 1)
