@@ -309,7 +309,8 @@ def _plan(
     return Plan(tuple(tiles), tuple(steps))
 
 
-def _cuts(shapes: Sequence[Shape], grain: int) -> tuple[tuple[Pass, ...], ...]:
+@functools.lru_cache(maxsize=256)
+def _cuts(shapes: tuple[Shape, ...], grain: int) -> tuple[tuple[Pass, ...], ...]:
     """Ways to cut a chain in passes, those that move the fewest features in front.
 
     Shortest paths over the cuts between factors, from the one applied first.
