@@ -50,6 +50,8 @@ def draw(shape, batch, dtype):
             *((1, 48, 32, 32), Config(32, 2, 3, ctas=2), 8 * 8, "bfloat16"),
             {"activation": "relu", "bias": "float32", "out_dtype": "float16"},
         ),
+        # A warp has four tiles of outputs, and loads x for two of them at a time.
+        ((1, 64, 16, 16), Config(16, 1, 3, ctas=1), 70, "bfloat16", {}),
         # 4 neighbours of a warp, whose inputs come in two parts.
         ((1, 32, 128, 16), Config(8, 1, 3, ctas=2), 70, "float16", {}),
     ],
