@@ -85,13 +85,19 @@ def cases():
             yield name, HALF, dtype
     for name in KERNELS:
         # The others are in the tests of each kernel: the interpreter takes its time.
-        yield name, CHAINS[3], "float32"
         yield name, HALF, "bfloat16"
-        yield name, HALF, "float16"
+        yield name, CHAINS[3], "float32"
+
+
+def more_of_kernels():
+    for one in itertools.product(KERNELS, [HALF], ["float16", "float32"], LAYOUTS):
+        yield pytest.param(*one, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
-    ("name", "chain", "dtype", "axis"), in_some_layout(cases()), ids=str
+    ("name", "chain", "dtype", "axis"),
+    [*in_some_layout(cases()), *more_of_kernels()],
+    ids=str,
 )
 def test_value_gradients_and_tangent(name, axis, chain, dtype):
     batch = 8 if name in KERNELS else 7  # Rows of 16 bytes, features first.

@@ -86,6 +86,8 @@ def test_a_second_run_goes_on(tmp_path):
 
 
 def test_interrupt_leaves_valid_files(tmp_path):
+    # Shells have what runs in the background ignore interrupts, and all that it starts.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         programs.command(
             NAME, "--time_limit=1", "--batch=16", f"--output_dir={tmp_path}"
@@ -96,6 +98,7 @@ def test_interrupt_leaves_valid_files(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, handler)
     deadline = time.monotonic() + 120
     while not (tmp_path / "compare.jsonl").exists():
         assert time.monotonic() < deadline
