@@ -17,6 +17,8 @@ from butterjax.factors import fuse as fuse
 from butterjax.factors import to_dense as to_dense
 from butterjax.factors import transpose as transpose
 from butterjax.initializers import init as init
+from butterjax.links import Diagonal as Diagonal
+from butterjax.links import Permutation as Permutation
 from butterjax.parameters import factors_of as factors_of
 from butterjax.pattern import Chain as Chain
 from butterjax.pattern import Pattern as Pattern
