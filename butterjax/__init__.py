@@ -9,6 +9,7 @@ from butterjax import linen as linen
 from butterjax import nnx as nnx
 from butterjax import optim as optim
 from butterjax import planning as planning
+from butterjax import transforms as transforms
 from butterjax.apply import butterfly as butterfly
 from butterjax.dense_like import default_chain as default_chain
 from butterjax.factors import adjoint as adjoint
