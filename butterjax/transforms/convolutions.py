@@ -7,13 +7,14 @@ F⁻¹ diag(F c) F is K̄ · diag(P F c) · Kᵀ / n: reversed digits cancel. In
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from butterjax import array_checks, twiddles
-from butterjax.apply import butterfly
-from butterjax.factors import conjugate, transpose
 from butterjax.links import Diagonal, Link
-from butterjax.transforms.fourier import dft, fourier_factors, real_form
+from butterjax.numerics import accumulation_dtype
+from butterjax.transforms.fourier import fourier_factors, real_form
 
 
 def circulant(column: ArrayLike, *, radix: int = 2) -> tuple[Link, ...]:
@@ -76,26 +77,25 @@ def _circulant(
     (n,) = column.shape
     sizes = twiddles.radices(function, n, radix)
     is_complex = jnp.issubdtype(column.dtype, jnp.complexfloating)
-    complex_dtype = jnp.promote_types(column.dtype, jnp.complex64)
-    # The spectrum is as large as the column's sum: 16 bits are for weights alone.
-    spectrum = butterfly(column, dft(n, dtype=complex_dtype), precision="highest")
-    spectrum = spectrum[twiddles.digit_reversal(sizes)]
+    wide = column.astype(accumulation_dtype(column.dtype, column.dtype))
+    spectrum = jnp.fft.fft(wide)[twiddles.digit_reversal(sizes)]
     inverse = fourier_factors(sizes, -0.5, sign=1)
-    left = inverse if is_complex else real_form(inverse, real_output=True)
+    outer: tuple[NDArray[np.inexact], ...] = (
+        inverse if is_complex else real_form(inverse, real_output=True)
+    )
     if cropped:
         # The first block gives the leading digit of the index.
-        left = (left[0][:, : left[0].shape[1] // 2], *left[1:])
-    arrays = tuple(jnp.asarray(factor, column.dtype) for factor in left)
+        outer = (outer[0][:, : outer[0].shape[1] // 2], *outer[1:])
+    left = [jnp.asarray(factor, column.dtype) for factor in outer]
+    right = [
+        jnp.asarray(factor.swapaxes(1, 2).conj(), column.dtype)
+        for factor in reversed(outer)
+    ]
     if is_complex:
-        return (*arrays, Diagonal(spectrum), *conjugate(transpose(arrays)))
-    blocks = jnp.stack(
-        [
-            jnp.stack([spectrum.real, -spectrum.imag], axis=-1),
-            jnp.stack([spectrum.imag, spectrum.real], axis=-1),
-        ],
-        axis=1,
-    )  # (n, part, part)
-    return (*arrays, blocks[..., None].astype(column.dtype), *transpose(arrays))
+        return (*left, Diagonal(spectrum), *right)
+    parts = [spectrum.real, -spectrum.imag, spectrum.imag, spectrum.real]
+    blocks = jnp.stack(parts, axis=-1).astype(column.dtype).reshape(n, 2, 2, 1)
+    return (*left, blocks, *right)
 
 
 def _vector(function: str, name: str, given: ArrayLike) -> jax.Array:

@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from butterjax import checks, twiddles
-from butterjax.factors import transpose
 from butterjax.links import Link, Permutation
 from butterjax.transforms.options import INVERSES, Norm, dtype, power
 
@@ -316,8 +315,12 @@ def _trigonometric(
         np.where(negative, -columns, columns),
     )
     order = np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)[::-1]])
-    chain = _chain(function, factors, sizes, given, order)
-    return transpose(chain) if kind == 3 else chain
+    if kind != 3:
+        return _chain(function, factors, sizes, given, order)
+    turned = [factor.swapaxes(1, 2) for factor in reversed(factors)]
+    *arrays, permutation = _chain(function, turned, sizes, given, order)
+    assert isinstance(permutation, Permutation)
+    return (permutation.transpose, *arrays)
 
 
 def _real_part(

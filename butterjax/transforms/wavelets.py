@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
-from butterjax.factors import fuse
 from butterjax.links import Link, Permutation
-from butterjax.pattern import Chain
 from butterjax.transforms.options import Norm, dtype, power
 from butterjax.transforms.permutations import bit_reversal
 from butterjax.twiddles import power_of_two, radices
@@ -88,21 +87,38 @@ def haar(n: int, *, radix: int = 2, dtype: DTypeLike | None = None) -> tuple[Lin
     n = power_of_two("haar", n)
     sizes = radices("haar", n, radix)
     found = _real("haar", dtype)
-    if n == 1:
-        return (jnp.ones((1, 1, 1, 1), found),)
     factors = []
-    for pattern in Chain.square_dyadic(n):
+    a = 1
+    for r in sizes:
+        d = n // (a * r)
         # Means lie d features apart; between them are differences, which are done.
-        weights = np.zeros(pattern.shape)
-        weights[:] = np.eye(2)[:, :, None]
-        weights[..., 0] = np.array([[1, 1], [1, -1]]) / math.sqrt(2)
-        factors.append(jnp.asarray(weights, found))
-    lengths = [size.bit_length() - 1 for size in sizes]
+        block = np.repeat(np.eye(r)[:, :, None], d, axis=2)
+        block[..., 0] = _levels(r)
+        factors.append(jnp.asarray(np.broadcast_to(block, (a, r, r, d)), found))
+        a *= r
     # The differences of a level lie at the odd multiples of their distance.
     order = [0]
     for distance in (n >> level for level in range(1, n.bit_length())):
         order += range(distance, n, 2 * distance)
-    return (Permutation(np.array(order)), *fuse(factors, lengths, precision="highest"))
+    return (Permutation(np.array(order)), *factors)
+
+
+def _levels(n: int) -> NDArray[np.float64]:
+    """The Haar transform of n features with each difference where its right half was.
+
+    Returns:
+      A matrix of shape (n, n).
+    """
+    matrix = np.eye(n)
+    distance = 1
+    while distance < n:
+        left, right = matrix[:: 2 * distance], matrix[distance :: 2 * distance]
+        matrix[:: 2 * distance], matrix[distance :: 2 * distance] = (
+            (left + right) / math.sqrt(2),
+            (left - right) / math.sqrt(2),
+        )
+        distance *= 2
+    return matrix
 
 
 def _hadamard(
