@@ -6,9 +6,11 @@ from types import ModuleType
 from butterjax import implementations as implementations
 from butterjax import initializers as initializers
 from butterjax import linen as linen
+from butterjax import modular as modular
 from butterjax import nnx as nnx
 from butterjax import optim as optim
 from butterjax import planning as planning
+from butterjax import transforms as transforms
 from butterjax.apply import butterfly as butterfly
 from butterjax.dense_like import default_chain as default_chain
 from butterjax.factors import adjoint as adjoint
@@ -17,6 +19,8 @@ from butterjax.factors import fuse as fuse
 from butterjax.factors import to_dense as to_dense
 from butterjax.factors import transpose as transpose
 from butterjax.initializers import init as init
+from butterjax.links import Diagonal as Diagonal
+from butterjax.links import Permutation as Permutation
 from butterjax.parameters import factors_of as factors_of
 from butterjax.pattern import Chain as Chain
 from butterjax.pattern import Pattern as Pattern

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from butterjax import array_checks, checks, implementations, planning
+from butterjax import array_checks, checks, implementations, links, planning
 from butterjax.implementations.batches import unsharded
+from butterjax.links import LinkLike
 from butterjax.pattern import Chain
 from pallas_kernels.common.epilogue import ACTIVATIONS, Activation
 
 
 def butterfly(
     x: ArrayLike,
-    factors: Iterable[ArrayLike],
+    factors: Iterable[LinkLike],
     *,
     axis: int = -1,
     bias: ArrayLike | None = None,
@@ -40,7 +41,8 @@ def butterfly(
       x: array with in_features = a·c·d of the last factor along `axis` and any batch
         axes around it, none and empty ones included.
       factors: arrays of shapes (a, b, c, d), in the order of the matrix product: the
-        last one touches x first.
+        last one touches x first. `butterjax.Permutation`s and `butterjax.Diagonal`s
+        may stand among them; each run of factors between them is a chain of its own.
       axis: the feature axis of x and of the result. -1 is feature-last, as in Flax;
         0 is feature-first, batch last, a layout of its own and often the fast one.
       bias: (out_features,), or None for none.
@@ -64,20 +66,22 @@ def butterfly(
       NotImplementedError: if the named implementation does not support the case.
     """
     x = array_checks.array("butterfly", "x", x)
-    arrays = array_checks.factors("butterfly", factors)
-    chain = Chain.of(arrays)
+    runs = array_checks.links("butterfly", factors)
     axis = checks.integer("butterfly", "axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"butterfly: axis={axis} is out of range for x of shape {x.shape}"
         )
-    if x.shape[axis] != chain.in_features:
+    last, in_features = runs[-1][-1], links.features(runs[-1][-1])[1]
+    if x.shape[axis] != in_features:
+        takes = "a·c·d" if links.is_factor(last) else "n"
         raise ValueError(
             f"butterfly: x of shape {x.shape} has {x.shape[axis]} features along "
-            f"axis {axis}, but the last factor, of shape {arrays[-1].shape}, takes "
-            f"a·c·d = {chain.in_features}"
+            f"axis {axis}, but the last {links.kind(last)}, of shape {last.shape}, "
+            f"takes {takes} = {in_features}"
         )
-    dtype = array_checks.operands_dtype("butterfly", "x and factors", x, *arrays)
+    leaves = jax.tree.leaves(runs)
+    dtype = array_checks.operands_dtype("butterfly", "x and factors", x, *leaves)
     out_dtype = dtype
     if preferred_element_type is not None:
         out_dtype = array_checks.dtype(
@@ -89,30 +93,45 @@ def butterfly(
                 f"imaginary part of operands of dtype {dtype.name}"
             )
     if bias is not None:
-        bias = _check_bias(bias, chain.out_features, out_dtype)
+        bias = _check_bias(bias, links.features(runs[0][0])[0], out_dtype)
     _check_activation(activation, out_dtype)
     names = (None, *implementations.names())
     checks.choice("butterfly", "implementation", implementation, names)
     array_checks.precision("butterfly", precision)
     axis %= x.ndim
-    if implementation is None:
-        implementation = planning.choose(
-            chain,
-            batch=_known_size(x.shape[:axis] + x.shape[axis + 1 :]),
-            axis=-1 if axis == x.ndim - 1 else 0,
+    y: jax.Array = x
+    for run in reversed(runs):
+        ends = run is runs[0]  # What follows the product, follows its first run.
+        y = _apply(
+            _implementation(implementation, run, y.shape, axis),
+            y,
+            run,
+            bias if ends else None,
+            axis=axis,
+            dtype=dtype,
+            activation=activation if ends else None,
+            precision=precision,
+            out_dtype=out_dtype if ends else dtype,
         )
-    y: jax.Array = _apply(
-        implementations.get(implementation),
-        x,
-        arrays,
-        bias,
-        axis=axis,
-        dtype=dtype,
-        activation=activation,
-        precision=precision,
-        out_dtype=out_dtype,
-    )
     return y
+
+
+_link = implementations.with_epilogue(links.apply_link)
+
+
+def _implementation(
+    name: str | None, run: links.Run, shape: tuple[Any, ...], axis: int
+) -> implementations.FusedImplementation:
+    """What applies one run to x of the given shape."""
+    if not links.is_factor(run[0]):
+        return _link
+    if name is None:
+        name = planning.choose(
+            Chain.of(run),
+            batch=_known_size(shape[:axis] + shape[axis + 1 :]),
+            axis=-1 if axis == len(shape) - 1 else 0,
+        )
+    return implementations.get(name)
 
 
 def _known_size(shape: tuple[Any, ...]) -> int | None:
@@ -164,7 +183,7 @@ def _is_complex(dtype: DTypeLike) -> bool:
 def _apply(
     implementation: implementations.FusedImplementation,
     x: jax.Array,
-    factors: tuple[jax.Array, ...],
+    factors: links.Run,
     bias: jax.Array | None,
     *,
     axis: int,
@@ -179,7 +198,7 @@ def _apply(
     factors are brought together first.
     """
     x = unsharded(x, axis).astype(dtype)
-    factors = tuple(unsharded(factor).astype(dtype) for factor in factors)
+    factors = jax.tree.map(lambda leaf: unsharded(leaf).astype(dtype), factors)
     apply = functools.partial(
         implementation,
         factors=factors,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from butterjax import checks
+from butterjax.links import Diagonal, Link, Permutation, Run, check_sizes, runs
 from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
 
@@ -135,6 +136,55 @@ def factors(function: str, value: Any) -> tuple[jax.Array, ...]:
       TypeError: if it is no such sequence.
       ValueError: if it is empty or one array, or an entry has not four axes.
     """
+    return _factors(function, _entries(function, value))
+
+
+def links(function: str, value: Any) -> tuple[Run, ...]:
+    """The argument `factors` where it may hold other links too, as runs of a kind.
+
+    Args:
+      function: who asks, for the message.
+      value: as of `factors`, `Permutation`s and `Diagonal`s among them.
+
+    Raises:
+      TypeError: if it is no such sequence.
+      ValueError: if it is empty or one array, an entry has not the axes it must have,
+        or neighbours disagree on their inner size.
+    """
+    given = _entries(function, value)
+    if not any(isinstance(one, Permutation | Diagonal) for one in given):
+        arrays = _factors(function, given)
+        Chain.of(arrays)  # Raises where two neighbours disagree.
+        return (arrays,)
+    found = tuple(_link(function, i, one) for i, one in enumerate(given))
+    check_sizes(function, found)
+    return runs(found)
+
+
+def _link(function: str, index: int, value: Any) -> Link:
+    if isinstance(value, Permutation):
+        return value
+    if not isinstance(value, Diagonal):
+        factor = array(function, f"factors[{index}]", value)
+        checks.factor_shape(function, index, factor)
+        return factor
+    values = array(function, f"values of factors[{index}]", value.values)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(
+            f"{function}: values of factors[{index}] must have the shape (n,) with n "
+            f"at least 1, got shape {values.shape}"
+        )
+    return Diagonal(values)
+
+
+def _factors(function: str, given: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    arrays = tuple(array(function, f"factors[{i}]", one) for i, one in enumerate(given))
+    checks.factor_shapes(function, arrays)
+    return arrays
+
+
+def _entries(function: str, value: Any) -> tuple[Any, ...]:
+    """The entries of the argument `factors`."""
     if isinstance(value, Chain):
         raise TypeError(
             f"{function}: factors must be {_SEQUENCE}, got {checks.shown(value)}: "
@@ -151,10 +201,12 @@ def factors(function: str, value: Any) -> tuple[jax.Array, ...]:
             f"{function}: factors must be {_SEQUENCE}, got one array of shape "
             f"{value.shape}"
         )
-    given = checks.sequence(function, "factors", value, _SEQUENCE)
-    arrays = tuple(array(function, f"factors[{i}]", one) for i, one in enumerate(given))
-    checks.factor_shapes(function, arrays)
-    return arrays
+    if isinstance(value, Permutation | Diagonal):
+        raise TypeError(
+            f"{function}: factors must be {_SEQUENCE}, got one "
+            f"{type(value).__name__}: put it into a tuple"
+        )
+    return checks.sequence(function, "factors", value, _SEQUENCE)
 
 
 def chain(function: str, name: str, value: Any) -> None:

@@ -158,19 +158,32 @@ def factor_shapes(
       TypeError: if one has no shape.
       ValueError: if there is none, or one has other than four axes or an empty one.
     """
-    shapes = []
-    for i, factor in enumerate(factors):
-        shape = getattr(factor, "shape", None)
-        if not isinstance(shape, tuple):
-            raise TypeError(
-                f"{function}: factors[{i}] must be an array, got {shown(factor)}"
-            )
-        if len(shape) != 4 or 0 in shape:
-            raise ValueError(
-                f"{function}: factors[{i}] must have the shape (a, b, c, d) of its "
-                f"pattern, each at least 1, got shape {shape}"
-            )
-        shapes.append(shape)
+    shapes = tuple(factor_shape(function, i, one) for i, one in enumerate(factors))
     if not shapes:
         raise ValueError(f"{function}: factors must hold at least one factor, got none")
-    return tuple(shapes)
+    return shapes
+
+
+def factor_shape(function: str, index: int, factor: Any) -> tuple[int, int, int, int]:
+    """The shape of one factor; see `factor_shapes`.
+
+    Args:
+      function: who asks, for the message.
+      index: of the factor.
+      factor: an array, or anything else with a shape.
+
+    Raises:
+      TypeError: if it has no shape.
+      ValueError: if it has other than four axes or an empty one.
+    """
+    shape = getattr(factor, "shape", None)
+    if not isinstance(shape, tuple):
+        raise TypeError(
+            f"{function}: factors[{index}] must be an array, got {shown(factor)}"
+        )
+    if len(shape) != 4 or 0 in shape:
+        raise ValueError(
+            f"{function}: factors[{index}] must have the shape (a, b, c, d) of its "
+            f"pattern, each at least 1, got shape {shape}"
+        )
+    return shape

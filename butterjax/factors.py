@@ -2,37 +2,56 @@
 
 `factors` is everywhere a sequence of arrays, one per factor, each of the shape
 (a, b, c, d) of its pattern, in the order of the matrix product W = K₁K₂…K_L: a tuple,
-a list or a generator, of JAX or NumPy arrays. All functions raise TypeError where it is
-no sequence of arrays, and ValueError where it is empty or a single array, an array has
-not four axes, or neighbours disagree on their inner size.
+a list or a generator, of JAX or NumPy arrays. But for `fuse`, all take `Permutation`s
+and `Diagonal`s among them. All functions raise TypeError where it is no sequence of
+arrays, and ValueError where it is empty or a single array, an array has not four axes,
+or neighbours disagree on their inner size.
 """
 
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from butterjax import array_checks
+from butterjax.links import Diagonal, Link, LinkLike, Permutation, Run
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
 
 
-def transpose(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
+@overload
+def transpose(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]: ...
+@overload
+def transpose(factors: Iterable[LinkLike]) -> tuple[Link, ...]: ...
+def transpose(factors: Iterable[LinkLike]) -> tuple[Link, ...]:
     """Factors of Wᵀ = K_Lᵀ…K₁ᵀ, of shapes (a, c, b, d)."""
-    arrays = _checked("transpose", factors)
-    return tuple(jnp.swapaxes(factor, 1, 2) for factor in reversed(arrays))
+    return tuple(
+        jnp.swapaxes(link, 1, 2) if isinstance(link, jax.Array) else link.transpose
+        for link in reversed(_checked("transpose", factors))
+    )
 
 
-def conjugate(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
+@overload
+def conjugate(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]: ...
+@overload
+def conjugate(factors: Iterable[LinkLike]) -> tuple[Link, ...]: ...
+def conjugate(factors: Iterable[LinkLike]) -> tuple[Link, ...]:
     """Factors of the complex conjugate of W, entry by entry."""
-    return tuple(map(jnp.conj, _checked("conjugate", factors)))
+    return tuple(
+        jnp.conj(link) if isinstance(link, jax.Array) else link.conjugate
+        for link in _checked("conjugate", factors)
+    )
 
 
-def adjoint(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
+@overload
+def adjoint(factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]: ...
+@overload
+def adjoint(factors: Iterable[LinkLike]) -> tuple[Link, ...]: ...
+def adjoint(factors: Iterable[LinkLike]) -> tuple[Link, ...]:
     """Factors of the conjugate transpose of W."""
     return conjugate(transpose(_checked("adjoint", factors)))
 
@@ -61,9 +80,9 @@ def fuse(
       ValueError: if the lengths do not add up, or a run is not chainable.
       TypeError: if the factors are of integers.
     """
-    arrays = _checked("fuse", factors)
-    array_checks.precision("fuse", precision)
+    arrays = array_checks.factors("fuse", factors)
     chain = Chain.of(arrays)
+    array_checks.precision("fuse", precision)
     chain.fuse(partition)  # Raises where a run has no pattern.
     multiply = functools.partial(_product, precision=precision)
     fused = []
@@ -77,12 +96,12 @@ def fuse(
 
 
 def to_dense(
-    factors: Iterable[ArrayLike], *, precision: jax.lax.PrecisionLike = None
+    factors: Iterable[LinkLike], *, precision: jax.lax.PrecisionLike = None
 ) -> jax.Array:
     """The matrix W = K₁K₂…K_L.
 
     Args:
-      factors: arrays of shapes (a, b, c, d).
+      factors: arrays of shapes (a, b, c, d), and other links.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -91,21 +110,47 @@ def to_dense(
     Raises:
       TypeError: if the factors are of integers, which products would round.
     """
-    arrays = _checked("to_dense", factors)
-    dtype = array_checks.operands_dtype("to_dense", "factors", *arrays)
+    runs = array_checks.links("to_dense", factors)
+    # Permutations alone make a matrix of JAX's default type.
+    leaves = jax.tree.leaves(runs) or [jnp.ones(())]
+    dtype = array_checks.operands_dtype("to_dense", "factors", *leaves)
     array_checks.precision("to_dense", precision)
-    promoted = [factor.astype(dtype) for factor in arrays]
-    fused = fuse(promoted, _longest_runs(Chain.of(arrays)), precision=precision)
-    dense = _factor_to_dense(fused[-1].astype(accumulation_dtype(dtype, dtype)))
-    for factor in reversed(fused[:-1]):
-        dense = apply_factor(
-            dense,
-            factor,
-            axis=0,
-            precision=precision,
-            preferred_element_type=dense.dtype,
-        )
+    promoted = jax.tree.map(lambda leaf: leaf.astype(dtype), runs)
+    dense = None
+    for run in reversed(promoted):
+        dense = _run_to_dense(run, dense, dtype, precision)
+    assert dense is not None
     return dense.astype(dtype)
+
+
+def _run_to_dense(
+    run: Run,
+    right: jax.Array | None,
+    dtype: jnp.dtype,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """The matrix of a run times the one on its right, if there is one."""
+    wide = accumulation_dtype(dtype, dtype)
+    (link, *_) = run
+    if isinstance(link, Permutation):
+        return link.apply(
+            jnp.eye(*link.shape, dtype=wide) if right is None else right, 0
+        )
+    if isinstance(link, Diagonal):
+        # A selection, as of factors.
+        return (
+            jnp.diag(link.values.astype(wide))
+            if right is None
+            else link.apply(right, 0)
+        )
+    fused = fuse(run, _longest_runs(Chain.of(run)), precision=precision)
+    if right is None:
+        right, fused = _factor_to_dense(fused[-1].astype(wide)), fused[:-1]
+    for factor in reversed(fused):
+        right = apply_factor(
+            right, factor, axis=0, precision=precision, preferred_element_type=wide
+        )
+    return right
 
 
 def apply_factor(
@@ -141,11 +186,9 @@ def apply_factor(
     return y.reshape(*before, a * b * d, *after)
 
 
-def _checked(function: str, factors: Iterable[ArrayLike]) -> tuple[jax.Array, ...]:
-    """The factors as arrays that follow one another."""
-    arrays = array_checks.factors(function, factors)
-    Chain.of(arrays)  # Raises where two neighbours disagree.
-    return arrays
+def _checked(function: str, factors: Iterable[LinkLike]) -> tuple[Link, ...]:
+    """The links as arrays, permutations and diagonals that follow one another."""
+    return tuple(itertools.chain(*array_checks.links(function, factors)))
 
 
 def _longest_runs(chain: Chain) -> tuple[int, ...]:

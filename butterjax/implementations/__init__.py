@@ -16,3 +16,4 @@ from butterjax.implementations.registry import get as get
 from butterjax.implementations.registry import names as names
 from butterjax.implementations.registry import register as register
 from butterjax.implementations.registry import register_fused as register_fused
+from butterjax.implementations.registry import with_epilogue as with_epilogue
