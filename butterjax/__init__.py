@@ -3,6 +3,7 @@
 import importlib
 from types import ModuleType
 
+from butterjax import algebra as algebra
 from butterjax import implementations as implementations
 from butterjax import initializers as initializers
 from butterjax import linen as linen

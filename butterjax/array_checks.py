@@ -124,12 +124,13 @@ def array(function: str, name: str, value: Any) -> jax.Array:
     return found
 
 
-def factors(function: str, value: Any) -> tuple[jax.Array, ...]:
-    """The argument `factors` as arrays of four axes.
+def factors(function: str, value: Any, name: str = "factors") -> tuple[jax.Array, ...]:
+    """The factors of a chain as arrays of four axes.
 
     Args:
       function: who asks, for the message.
       value: a list, a tuple, a generator of what `array` takes.
+      name: of the argument.
 
     Raises:
       TypeError: if it is no such sequence.
@@ -137,23 +138,23 @@ def factors(function: str, value: Any) -> tuple[jax.Array, ...]:
     """
     if isinstance(value, Chain):
         raise TypeError(
-            f"{function}: factors must be {_SEQUENCE}, got {checks.shown(value)}: "
+            f"{function}: {name} must be {_SEQUENCE}, got {checks.shown(value)}: "
             "butterjax.init(key, chain) draws them"
         )
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))
         raise TypeError(
-            f"{function}: factors must be {_SEQUENCE}, got a mapping with the keys "
+            f"{function}: {name} must be {_SEQUENCE}, got a mapping with the keys "
             f"{keys}: butterjax.factors_of(params) finds them in a layer's parameters"
         )
     if hasattr(value, "shape"):
         raise ValueError(
-            f"{function}: factors must be {_SEQUENCE}, got one array of shape "
+            f"{function}: {name} must be {_SEQUENCE}, got one array of shape "
             f"{value.shape}"
         )
-    given = checks.sequence(function, "factors", value, _SEQUENCE)
-    arrays = tuple(array(function, f"factors[{i}]", one) for i, one in enumerate(given))
-    checks.factor_shapes(function, arrays)
+    given = checks.sequence(function, name, value, _SEQUENCE)
+    arrays = tuple(array(function, f"{name}[{i}]", one) for i, one in enumerate(given))
+    checks.factor_shapes(function, arrays, name)
     return arrays
 
 

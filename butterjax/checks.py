@@ -146,13 +146,14 @@ def sequence(function: str, name: str, value: Any, what: str) -> tuple[Any, ...]
 
 
 def factor_shapes(
-    function: str, factors: Iterable[Any]
+    function: str, factors: Iterable[Any], name: str = "factors"
 ) -> tuple[tuple[int, int, int, int], ...]:
     """The shapes of factors, each of which is its pattern.
 
     Args:
       function: who asks, for the message.
       factors: arrays, or anything else with a shape.
+      name: of the argument.
 
     Raises:
       TypeError: if one has no shape.
@@ -163,14 +164,14 @@ def factor_shapes(
         shape = getattr(factor, "shape", None)
         if not isinstance(shape, tuple):
             raise TypeError(
-                f"{function}: factors[{i}] must be an array, got {shown(factor)}"
+                f"{function}: {name}[{i}] must be an array, got {shown(factor)}"
             )
         if len(shape) != 4 or 0 in shape:
             raise ValueError(
-                f"{function}: factors[{i}] must have the shape (a, b, c, d) of its "
+                f"{function}: {name}[{i}] must have the shape (a, b, c, d) of its "
                 f"pattern, each at least 1, got shape {shape}"
             )
         shapes.append(shape)
     if not shapes:
-        raise ValueError(f"{function}: factors must hold at least one factor, got none")
+        raise ValueError(f"{function}: {name} must hold at least one factor, got none")
     return tuple(shapes)
