@@ -6,6 +6,7 @@ from types import ModuleType
 from butterjax import algebra as algebra
 from butterjax import implementations as implementations
 from butterjax import initializers as initializers
+from butterjax import interchange as interchange
 from butterjax import linen as linen
 from butterjax import nnx as nnx
 from butterjax import optim as optim

@@ -630,6 +630,82 @@ others(
 )
 
 
+# Interchange
+TWIDDLE = np.ones((1, 1, 2, 2, 2, 2), np.float32)
+others(
+    lambda path: bj.interchange.save(path, {"w": ONES}),
+    "path",
+    "must be a path",
+    [(3, "3"), (None, "None")],
+)
+others(bj.interchange.load, "path", "must be a path", [(3, "3"), (None, "None")])
+others(
+    lambda chains: bj.interchange.save("nowhere/file", chains),
+    "chains",
+    "must",
+    [(ONES, r"\(array"), (None, "None"), ({}, "none"), ({3: ONES}, "3")],
+)
+case(
+    lambda: bj.interchange.save("nowhere/file", {"w": [np.ones((1, 2, 2, 1), "c16")]}),
+    r"chains\['w'\]",
+    "complex128",
+    "must be one of float16.*complex64",
+)
+for call, argument in (
+    (lambda v: bj.interchange.save("nowhere/file", {"w": v}), r"chains\['w'\]"),
+    (bj.interchange.to_lazylinop, "factors"),
+    (bj.interchange.from_lazylinop, "ks_values"),
+    (bj.interchange.to_torch_butterfly, "factors"),
+    (bj.interchange.to_monarch, "factors"),
+):
+    others(
+        call,
+        argument,
+        "must be a sequence of arrays",
+        [(None, "None"), (3, "3"), (CHAIN, "Chain"), ({"w": 1}, "mapping")],
+    )
+case(
+    lambda: bj.interchange.to_lazylinop([np.ones((2, 2, 2, 1)), np.ones((1, 2, 2, 2))]),
+    "factors",
+    re.escape("(2, 2, 2, 1)(1, 2, 2, 2)"),
+    "must be chainable",
+)
+for call in (bj.interchange.to_torch_butterfly, bj.interchange.to_monarch):
+    case(
+        lambda call=call: call(ONES[:1]),
+        "factors",
+        re.escape("Chain([(1, 5, 3, 4)])"),
+        "must be",
+    )
+others(
+    lambda v: bj.interchange.from_torch_butterfly(v, increasing_stride=True),
+    "twiddle",
+    "must",
+    [("t", "'t'"), (TWIDDLE[0], r"\(1, 2, 2, 2, 2\)"), (None, "None")],
+)
+others(
+    lambda v: bj.interchange.from_torch_butterfly(TWIDDLE, increasing_stride=v),
+    "increasing_stride",
+    "must be True or False",
+    [(1, "1"), ("up", "'up'"), (None, "None")],
+)
+for argument in ("w1", "w2"):
+    others(
+        lambda v, argument=argument: bj.interchange.from_monarch(
+            **{"w1": np.ones((2, 2, 2)), "w2": np.ones((2, 2, 2)), argument: v}
+        ),
+        argument,
+        "must",
+        [("w", "'w'"), (np.ones((2, 2)), r"\(2, 2\)"), (None, "None")],
+    )
+case(
+    lambda: bj.interchange.from_monarch(np.ones((2, 2, 2)), np.ones((2, 2, 3))),
+    "w2",
+    r"\(2, 2, 3\)",
+    "must take as many features",
+)
+
+
 def test_there_are_enough():
     assert len(CASES) > 400
 
