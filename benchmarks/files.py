@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Folders for results, and files that are written whole or not at all."""
 
 import pathlib
 import tempfile
-from collections.abc import Callable
+
+from butterjax.files import write_whole as write_whole
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -13,16 +14,3 @@ def make_folder(folder: pathlib.Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
-
-
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Lets a file be written elsewhere, then moves it here: it is never partial.
-
-    Args:
-      path: the file to make or replace.
-      write: writes the contents to the path that it is given.
-    """
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        part = pathlib.Path(folder, path.name)
-        write(part)
-        part.replace(path)

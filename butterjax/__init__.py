@@ -3,8 +3,10 @@
 import importlib
 from types import ModuleType
 
+from butterjax import algebra as algebra
 from butterjax import implementations as implementations
 from butterjax import initializers as initializers
+from butterjax import interchange as interchange
 from butterjax import linen as linen
 from butterjax import modular as modular
 from butterjax import nnx as nnx

@@ -125,18 +125,19 @@ def array(function: str, name: str, value: Any) -> jax.Array:
     return found
 
 
-def factors(function: str, value: Any) -> tuple[jax.Array, ...]:
-    """The argument `factors` as arrays of four axes.
+def factors(function: str, value: Any, name: str = "factors") -> tuple[jax.Array, ...]:
+    """The factors of a chain as arrays of four axes.
 
     Args:
       function: who asks, for the message.
       value: a list, a tuple, a generator of what `array` takes.
+      name: of the argument.
 
     Raises:
       TypeError: if it is no such sequence.
       ValueError: if it is empty or one array, or an entry has not four axes.
     """
-    return _factors(function, _entries(function, value))
+    return _factors(function, _entries(function, value, name), name)
 
 
 def links(function: str, value: Any) -> tuple[Run, ...]:
@@ -177,36 +178,38 @@ def _link(function: str, index: int, value: Any) -> Link:
     return Diagonal(values)
 
 
-def _factors(function: str, given: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-    arrays = tuple(array(function, f"factors[{i}]", one) for i, one in enumerate(given))
-    checks.factor_shapes(function, arrays)
+def _factors(
+    function: str, given: tuple[Any, ...], name: str = "factors"
+) -> tuple[jax.Array, ...]:
+    arrays = tuple(array(function, f"{name}[{i}]", one) for i, one in enumerate(given))
+    checks.factor_shapes(function, arrays, name)
     return arrays
 
 
-def _entries(function: str, value: Any) -> tuple[Any, ...]:
-    """The entries of the argument `factors`."""
+def _entries(function: str, value: Any, name: str = "factors") -> tuple[Any, ...]:
+    """The entries of an argument that is a sequence of factors."""
     if isinstance(value, Chain):
         raise TypeError(
-            f"{function}: factors must be {_SEQUENCE}, got {checks.shown(value)}: "
+            f"{function}: {name} must be {_SEQUENCE}, got {checks.shown(value)}: "
             "butterjax.init(key, chain) draws them"
         )
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))
         raise TypeError(
-            f"{function}: factors must be {_SEQUENCE}, got a mapping with the keys "
+            f"{function}: {name} must be {_SEQUENCE}, got a mapping with the keys "
             f"{keys}: butterjax.factors_of(params) finds them in a layer's parameters"
         )
     if hasattr(value, "shape"):
         raise ValueError(
-            f"{function}: factors must be {_SEQUENCE}, got one array of shape "
+            f"{function}: {name} must be {_SEQUENCE}, got one array of shape "
             f"{value.shape}"
         )
     if isinstance(value, Permutation | Diagonal):
         raise TypeError(
-            f"{function}: factors must be {_SEQUENCE}, got one "
+            f"{function}: {name} must be {_SEQUENCE}, got one "
             f"{type(value).__name__}: put it into a tuple"
         )
-    return checks.sequence(function, "factors", value, _SEQUENCE)
+    return checks.sequence(function, name, value, _SEQUENCE)
 
 
 def chain(function: str, name: str, value: Any) -> None:

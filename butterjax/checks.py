@@ -146,31 +146,37 @@ def sequence(function: str, name: str, value: Any, what: str) -> tuple[Any, ...]
 
 
 def factor_shapes(
-    function: str, factors: Iterable[Any]
+    function: str, factors: Iterable[Any], name: str = "factors"
 ) -> tuple[tuple[int, int, int, int], ...]:
     """The shapes of factors, each of which is its pattern.
 
     Args:
       function: who asks, for the message.
       factors: arrays, or anything else with a shape.
+      name: of the argument.
 
     Raises:
       TypeError: if one has no shape.
       ValueError: if there is none, or one has other than four axes or an empty one.
     """
-    shapes = tuple(factor_shape(function, i, one) for i, one in enumerate(factors))
+    shapes = tuple(
+        factor_shape(function, i, one, name) for i, one in enumerate(factors)
+    )
     if not shapes:
-        raise ValueError(f"{function}: factors must hold at least one factor, got none")
+        raise ValueError(f"{function}: {name} must hold at least one factor, got none")
     return shapes
 
 
-def factor_shape(function: str, index: int, factor: Any) -> tuple[int, int, int, int]:
+def factor_shape(
+    function: str, index: int, factor: Any, name: str = "factors"
+) -> tuple[int, int, int, int]:
     """The shape of one factor; see `factor_shapes`.
 
     Args:
       function: who asks, for the message.
       index: of the factor.
       factor: an array, or anything else with a shape.
+      name: of the argument that holds it.
 
     Raises:
       TypeError: if it has no shape.
@@ -179,11 +185,11 @@ def factor_shape(function: str, index: int, factor: Any) -> tuple[int, int, int,
     shape = getattr(factor, "shape", None)
     if not isinstance(shape, tuple):
         raise TypeError(
-            f"{function}: factors[{index}] must be an array, got {shown(factor)}"
+            f"{function}: {name}[{index}] must be an array, got {shown(factor)}"
         )
     if len(shape) != 4 or 0 in shape:
         raise ValueError(
-            f"{function}: factors[{index}] must have the shape (a, b, c, d) of its "
+            f"{function}: {name}[{index}] must have the shape (a, b, c, d) of its "
             f"pattern, each at least 1, got shape {shape}"
         )
     return shape

@@ -145,6 +145,11 @@ for call in (
     bj.transpose,
     bj.conjugate,
     bj.adjoint,
+    bj.algebra.inverse,
+    bj.algebra.slogdet,
+    bj.algebra.trace,
+    bj.algebra.frobenius_norm,
+    lambda factors: bj.algebra.spectral_norm(factors, KEY),
 ):
     others(
         call,
@@ -187,12 +192,19 @@ for call in (
     case(lambda call=call: call([]), "factors", "none", "at least one")
     case(lambda call=call: call(ONES[::-1]), "factor 0", "features", "which comes bef")
 INTEGERS = [factor.astype(int) for factor in ONES]
-for call in (bj.to_dense, lambda factors: bj.fuse(factors, (2,))):
+for call in (
+    bj.to_dense,
+    lambda factors: bj.fuse(factors, (2,)),
+    bj.algebra.inverse,
+    bj.algebra.trace,
+):
     case(lambda call=call: call(INTEGERS), "factors", "int32", "dtype of .* must be")
 for call in (
     lambda precision: bj.butterfly(X, ONES, precision=precision),
     lambda precision: bj.to_dense(ONES, precision=precision),
     lambda precision: bj.fuse(ONES, (1, 1), precision=precision),
+    lambda precision: bj.algebra.frobenius_norm(ONES, precision=precision),
+    lambda precision: bj.algebra.spectral_norm(ONES, KEY, precision=precision),
     lambda precision: bj.linen.Butterfly(8, precision=precision),
     lambda precision: bj.nnx.Butterfly(8, 8, precision=precision, rngs=nnx.Rngs(0)),
 ):
@@ -202,6 +214,62 @@ for call in (
         "must be as in jax.lax.dot_general",
         [("best", "'best'"), (3, "3"), (["high"], r"\['high'\]")],
     )
+for call, argument in (
+    (lambda one: bj.algebra.product(one, ONES), "left"),
+    (lambda one: bj.algebra.product(ONES, one), "right"),
+    (lambda one: bj.algebra.kron(one, ONES), "left"),
+    (lambda one: bj.algebra.kron(ONES, one), "right"),
+    (lambda one: bj.algebra.block_diagonal(ONES, one), r"chains\[1\]"),
+    (lambda one: bj.algebra.vstack(ONES, one), r"chains\[1\]"),
+    (lambda one: bj.algebra.hstack(ONES, one), r"chains\[1\]"),
+    (bj.algebra.cayley, "parameters"),
+    (bj.algebra.matrix_exponential, "parameters"),
+):
+    others(
+        call,
+        argument,
+        "must be a sequence of arrays",
+        [(None, "None"), (3, "3"), (CHAIN, "Chain")],
+    )
+    case(lambda call=call: call([]), argument, "none", "at least one")
+for call in (bj.algebra.block_diagonal, bj.algebra.vstack, bj.algebra.hstack):
+    case(call, "chains", "none", "must be one or more")
+case(
+    lambda: bj.algebra.block_diagonal(ONES, ONES[:1]),
+    "chains",
+    "2, 1",
+    "must have equally many factors",
+)
+case(
+    lambda: bj.algebra.block_diagonal(ONES[:1], ONES[1:]),
+    "chains",
+    re.escape("(1, 5, 3, 4), (3, 4, 4, 1)"),
+    "same b, c and d",
+)
+case(lambda: bj.algebra.vstack(ONES, ONES[:1]), "chains", "2, 1", "equally many")
+case(lambda: bj.algebra.hstack(ONES, ONES[1:]), "chains", "20, 12", "equally many")
+case(lambda: bj.algebra.product(ONES, ONES), "left", "12", "must take as many")
+case(lambda: bj.algebra.trace(ONES), "factors", r"\(20, 12\)", "make a square matrix")
+RECTANGLE = [np.ones((1, 2, 3, 1), np.float32)]
+for call, argument in (
+    (bj.algebra.inverse, r"factors\[0\]"),
+    (bj.algebra.slogdet, r"factors\[0\]"),
+    (bj.algebra.cayley, r"parameters\[0\]"),
+    (bj.algebra.matrix_exponential, r"parameters\[0\]"),
+):
+    case(
+        lambda call=call: call(RECTANGLE),
+        argument,
+        r"\(1, 2, 3, 1\)",
+        "must have square blocks",
+    )
+sizes(lambda v: bj.algebra.spectral_norm(ONES, KEY, num_steps=v), "num_steps")
+others(
+    lambda key: bj.algebra.spectral_norm(ONES, key),
+    "key",
+    "must be a PRNG key",
+    [(0, "0"), (None, "None")],
+)
 others(
     bj.Chain.of,
     "factors",
@@ -559,6 +627,82 @@ others(
     "timings",
     "must be a",
     [(3, "3"), ([3], "3"), (None, "None")],
+)
+
+
+# Interchange
+TWIDDLE = np.ones((1, 1, 2, 2, 2, 2), np.float32)
+others(
+    lambda path: bj.interchange.save(path, {"w": ONES}),
+    "path",
+    "must be a path",
+    [(3, "3"), (None, "None")],
+)
+others(bj.interchange.load, "path", "must be a path", [(3, "3"), (None, "None")])
+others(
+    lambda chains: bj.interchange.save("nowhere/file", chains),
+    "chains",
+    "must",
+    [(ONES, r"\(array"), (None, "None"), ({}, "none"), ({3: ONES}, "3")],
+)
+case(
+    lambda: bj.interchange.save("nowhere/file", {"w": [np.ones((1, 2, 2, 1), "c16")]}),
+    r"chains\['w'\]",
+    "complex128",
+    "must be one of float16.*complex64",
+)
+for call, argument in (
+    (lambda v: bj.interchange.save("nowhere/file", {"w": v}), r"chains\['w'\]"),
+    (bj.interchange.to_lazylinop, "factors"),
+    (bj.interchange.from_lazylinop, "ks_values"),
+    (bj.interchange.to_torch_butterfly, "factors"),
+    (bj.interchange.to_monarch, "factors"),
+):
+    others(
+        call,
+        argument,
+        "must be a sequence of arrays",
+        [(None, "None"), (3, "3"), (CHAIN, "Chain"), ({"w": 1}, "mapping")],
+    )
+case(
+    lambda: bj.interchange.to_lazylinop([np.ones((2, 2, 2, 1)), np.ones((1, 2, 2, 2))]),
+    "factors",
+    re.escape("(2, 2, 2, 1)(1, 2, 2, 2)"),
+    "must be chainable",
+)
+for call in (bj.interchange.to_torch_butterfly, bj.interchange.to_monarch):
+    case(
+        lambda call=call: call(ONES[:1]),
+        "factors",
+        re.escape("Chain([(1, 5, 3, 4)])"),
+        "must be",
+    )
+others(
+    lambda v: bj.interchange.from_torch_butterfly(v, increasing_stride=True),
+    "twiddle",
+    "must",
+    [("t", "'t'"), (TWIDDLE[0], r"\(1, 2, 2, 2, 2\)"), (None, "None")],
+)
+others(
+    lambda v: bj.interchange.from_torch_butterfly(TWIDDLE, increasing_stride=v),
+    "increasing_stride",
+    "must be True or False",
+    [(1, "1"), ("up", "'up'"), (None, "None")],
+)
+for argument in ("w1", "w2"):
+    others(
+        lambda v, argument=argument: bj.interchange.from_monarch(
+            **{"w1": np.ones((2, 2, 2)), "w2": np.ones((2, 2, 2)), argument: v}
+        ),
+        argument,
+        "must",
+        [("w", "'w'"), (np.ones((2, 2)), r"\(2, 2\)"), (None, "None")],
+    )
+case(
+    lambda: bj.interchange.from_monarch(np.ones((2, 2, 2)), np.ones((2, 2, 3))),
+    "w2",
+    r"\(2, 2, 3\)",
+    "must take as many features",
 )
 
 
