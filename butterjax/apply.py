@@ -72,7 +72,8 @@ def butterfly(
         raise ValueError(
             f"butterfly: axis={axis} is out of range for x of shape {x.shape}"
         )
-    last, in_features = runs[-1][-1], links.features(runs[-1][-1])[1]
+    last = runs[-1][-1]
+    _, in_features = links.features(last)
     if x.shape[axis] != in_features:
         takes = "a·c·d" if links.is_factor(last) else "n"
         raise ValueError(
@@ -80,8 +81,8 @@ def butterfly(
             f"axis {axis}, but the last {links.kind(last)}, of shape {last.shape}, "
             f"takes {takes} = {in_features}"
         )
-    leaves = jax.tree.leaves(runs)
-    dtype = array_checks.operands_dtype("butterfly", "x and factors", x, *leaves)
+    arrays = links.arrays(runs)
+    dtype = array_checks.operands_dtype("butterfly", "x and factors", x, *arrays)
     out_dtype = dtype
     if preferred_element_type is not None:
         out_dtype = array_checks.dtype(

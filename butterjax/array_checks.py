@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from butterjax import checks
-from butterjax.links import Diagonal, Link, Permutation, Run, check_sizes, runs
+from butterjax.links import (
+    Diagonal,
+    Link,
+    Permutation,
+    Run,
+    check_sizes,
+    is_factor,
+    runs,
+)
 from butterjax.numerics import SUPPORTED_DTYPES
 from butterjax.pattern import Chain
 
@@ -153,7 +161,7 @@ def links(function: str, value: Any) -> tuple[Run, ...]:
         or neighbours disagree on their inner size.
     """
     given = _entries(function, value)
-    if not any(isinstance(one, Permutation | Diagonal) for one in given):
+    if all(map(is_factor, given)):
         arrays = _factors(function, given)
         Chain.of(arrays)  # Raises where two neighbours disagree.
         return (arrays,)
@@ -199,15 +207,15 @@ def _entries(function: str, value: Any, name: str = "factors") -> tuple[Any, ...
             f"{function}: {name} must be {_SEQUENCE}, got a mapping with the keys "
             f"{keys}: butterjax.factors_of(params) finds them in a layer's parameters"
         )
-    if hasattr(value, "shape"):
-        raise ValueError(
-            f"{function}: {name} must be {_SEQUENCE}, got one array of shape "
-            f"{value.shape}"
-        )
     if isinstance(value, Permutation | Diagonal):
         raise TypeError(
             f"{function}: {name} must be {_SEQUENCE}, got one "
             f"{type(value).__name__}: put it into a tuple"
+        )
+    if hasattr(value, "shape"):
+        raise ValueError(
+            f"{function}: {name} must be {_SEQUENCE}, got one array of shape "
+            f"{value.shape}"
         )
     return checks.sequence(function, name, value, _SEQUENCE)
 

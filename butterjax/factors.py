@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from butterjax import array_checks
+from butterjax import array_checks, links
 from butterjax.links import Diagonal, Link, LinkLike, Permutation, Run
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
@@ -112,8 +112,8 @@ def to_dense(
     """
     runs = array_checks.links("to_dense", factors)
     # Permutations alone make a matrix of JAX's default type.
-    leaves = jax.tree.leaves(runs) or [jnp.ones(())]
-    dtype = array_checks.operands_dtype("to_dense", "factors", *leaves)
+    found = links.arrays(runs) or [jnp.ones(())]
+    dtype = array_checks.operands_dtype("to_dense", "factors", *found)
     array_checks.precision("to_dense", precision)
     promoted = jax.tree.map(lambda leaf: leaf.astype(dtype), runs)
     dense = None

@@ -37,7 +37,7 @@ class Permutation:
 
     table: bytes  # int32: bytes are compared at once and keep their hash.
 
-    def __init__(self, indices: ArrayLike) -> None:
+    def __init__(self, indices: ArrayLike | Sequence[int]) -> None:
         if isinstance(indices, jax.core.Tracer):
             raise TypeError(
                 f"Permutation: indices must be known when a program is traced, got "
@@ -130,6 +130,8 @@ class Diagonal:
         return x * self.values.reshape(*batch, -1, *ones)
 
 
+_OTHERS = (Permutation, Diagonal)
+
 type Link = jax.Array | Permutation | Diagonal
 type LinkLike = ArrayLike | Permutation | Diagonal
 type Run = tuple[Any, ...]  # Arrays, the factors of a chain, or one other link.
@@ -137,16 +139,25 @@ type Run = tuple[Any, ...]  # Arrays, the factors of a chain, or one other link.
 
 def is_factor(link: Link) -> bool:
     """Whether a link is a factor."""
-    return not isinstance(link, Permutation | Diagonal)
+    return not isinstance(link, _OTHERS)
 
 
 def features(link: Any) -> tuple[int, int]:
     """Rows and columns of a link's matrix."""
-    if is_factor(link):
-        a, b, c, d = link.shape
-        return a * b * d, a * c * d
-    rows, columns = link.shape
-    return rows, columns
+    match link.shape:
+        case (a, b, c, d):
+            return a * b * d, a * c * d
+        case (rows, columns):
+            return rows, columns
+    raise AssertionError(link.shape)
+
+
+def arrays(runs: Sequence[Run]) -> list[jax.Array]:
+    """The factors and the values of diagonals."""
+    found = [
+        link.values if isinstance(link, Diagonal) else link for link in sum(runs, ())
+    ]
+    return [one for one in found if not isinstance(one, Permutation)]
 
 
 def kind(link: Link) -> str:

@@ -283,6 +283,149 @@ others(
     [(None, "None"), ([1], r"\[1\]"), (np.ones(3), r"\(3,\)")],
 )
 
+# Links that are no factors
+ORDER = bj.Permutation(np.arange(20))
+for call in (
+    lambda factors: bj.butterfly(X, factors),
+    bj.to_dense,
+    bj.transpose,
+    bj.conjugate,
+    bj.adjoint,
+):
+    case(lambda call=call: call(ORDER), "factors", "one Permutation", "must be a seq")
+    case(
+        lambda call=call: call((*ONES, ORDER)),
+        r"factors\[1\]",
+        r"takes 12 features.*factors\[2\], a Permutation of shape \(20, 20\)",
+        "which comes before it, gives 20",
+    )
+    case(
+        lambda call=call: call((ORDER, np.ones((2, 2)))),
+        r"factors\[1\]",
+        r"\(2, 2\)",
+        r"must have the shape \(a, b, c, d\)",
+    )
+    others(
+        lambda values, call=call: call([bj.Diagonal(values)]),
+        r"values of factors\[0\]",
+        "must",
+        [
+            (np.ones((2, 2)), r"\(2, 2\)"),
+            (np.ones(0), r"\(0,\)"),
+            ("no", "'no'"),
+            (None, "None"),
+        ],
+    )
+case(lambda: bj.fuse((*ONES, ORDER), (2, 1)), r"factors\[2\]", "Permutation", "array")
+case(lambda: bj.butterfly(X, [ORDER]), "x", r"\(2, 12\)", "the last Permutation.* 20")
+others(
+    bj.Permutation,
+    "indices",
+    "must be integers",
+    [([0.0], r"\[0\.0\]"), ("01", "'01'"), (None, "None"), ([True], r"\[True\]")],
+)
+others(
+    bj.Permutation,
+    "indices",
+    r"must have the shape \(n,\)",
+    [(3, "3"), (np.ones((2, 2), int), r"shape \(2, 2\)")],
+)
+others(
+    bj.Permutation,
+    "indices",
+    "must hold each of 0",
+    [([0, 0], r"\[0, 0\]"), ([1, 2], r"\[1, 2\]"), ([-1, 0], r"\[-1, 0\]")],
+)
+case(
+    lambda: jax.jit(lambda i: bj.Permutation(i).apply(X, -1))(np.arange(12)),
+    "indices",
+    r"shape \(12,\)",
+    "must be known",
+)
+
+# Transforms
+FOURIER = (bj.transforms.dft, bj.transforms.idft, bj.transforms.hartley)
+for make in (*FOURIER, bj.transforms.dct, bj.transforms.dst, bj.transforms.real_dft):
+    sizes(make, "n")
+    case(lambda make=make: make(2 * 1031), "n", "2062", "product of primes")
+    others(
+        lambda norm, make=make: make(8, norm=norm),
+        "norm",
+        "must be one of backward, ortho, forward",
+        [(None, "None"), ("none", "'none'")],
+    )
+    others(lambda v, make=make: make(8, radix=v), "radix", INTEGER, NO_INTEGERS)
+    case(lambda make=make: make(8, radix=1), "radix", "1", "must be at least 2")
+    case(lambda make=make: make(8, dtype="i32"), "dtype", "'i32'", "must be one of")
+for make in FOURIER[:2]:
+    case(lambda make=make: make(8, dtype="f32"), "dtype", "float32", "must be complex")
+for make in (bj.transforms.dct, bj.transforms.dst):
+    case(lambda make=make: make(8, type=1), "type", "1", "must be one of 2, 3, 4")
+case(lambda: bj.transforms.real_dft(9), "n", "9", "must be even")
+for make in (
+    bj.transforms.hadamard,
+    bj.transforms.walsh,
+    bj.transforms.haar,
+    bj.transforms.bit_reversal,
+):
+    sizes(make, "n")
+    case(lambda make=make: make(12), "n", "12", "must be a power of two")
+case(lambda: bj.transforms.stride_permutation(12, 5), "stride", "5", "must divide n=12")
+case(
+    lambda: bj.transforms.permuted_axes((2, 3), (0, 2)),
+    "axes",
+    r"\(0, 2\)",
+    "must hold",
+)
+case(lambda: bj.transforms.circulant(X), "column", r"\(2, 12\)", "must have the shape")
+case(
+    lambda: bj.transforms.circulant(np.ones(4, int)),
+    "column",
+    "int32",
+    "must be one of",
+)
+case(
+    lambda: bj.transforms.toeplitz(X[0], X[0, :3]), "row", r"\(3,\)", "must have the sh"
+)
+
+# Numbers modulo a prime
+for call in (
+    lambda p: bj.modular.ntt(4, p),
+    lambda p: bj.modular.intt(4, p),
+    lambda p: bj.modular.convolve([1], [1], p),
+    lambda p: bj.modular.multiply_polynomials([1], [1], p),
+    lambda p: bj.modular.butterfly([1], [np.ones((1, 1, 1, 1), int)], p),
+):
+    others(call, "modulus", INTEGER, NO_INTEGERS)
+    others(
+        call,
+        "modulus",
+        "must be an odd prime below",
+        [(v, str(v)) for v in (-3, 0, 1, 2, 9, 2**31 + 11)],
+    )
+case(lambda: bj.modular.ntt(8, 13), "modulus", "13", "a multiple of 8")
+case(
+    lambda: bj.modular.ntt(4, 13, wrap="negacyclic"), "modulus", "13", "a multiple of 8"
+)
+case(lambda: bj.modular.ntt(4, 13, wrap="none"), "wrap", "'none'", "must be one of")
+case(lambda: bj.modular.convolve([1.5], [1], 13), "f", "float32", "must be of integers")
+case(lambda: bj.modular.convolve([1], [1, 2], 13), "f and g", r"\(2,\)", "must have")
+case(
+    lambda: bj.modular.multiply_polynomials([1], [], 13), "g", r"\(0,\)|float32", "must"
+)
+case(
+    lambda: bj.modular.butterfly([1, 2], [np.ones((1, 1, 1, 1), int)], 13),
+    "x",
+    r"\(2,\)",
+    "must have the 1 features",
+)
+case(
+    lambda: bj.modular.butterfly([1], [np.ones((1, 1, 1, 1))], 13),
+    "factors",
+    "float32",
+    "must be of integers",
+)
+
 # butterfly
 others(
     lambda x: bj.butterfly(x, ONES),
