@@ -66,6 +66,10 @@ def factorize(
     `butterjax.numerics.tolerance`, or the factors are rounded to 16 bits, `error` can
     lie above.
 
+    On CPUs, OpenBLAS shares even blocks of 64 × 64 out to threads: with
+    OPENBLAS_NUM_THREADS=1 in the environment that takes a small part of the time where
+    other processes keep the processors busy.
+
     Works under jit (`chain`, `order` and `refine_steps` static), vmap and in all dtypes
     of `butterjax.butterfly`; those of 16 bits are computed in float32. Not
     differentiable where singular values coincide. Redundant pairs of factors, whose
@@ -138,8 +142,8 @@ def best_chain(
     """What error chains of which size reach for a matrix.
 
     Tries `Chain.from_shape` for every number of factors from two on (`Chain.monarch` is
-    the first, `Chain.square_dyadic` the last, for powers of two), and each of these with
-    blocks of rank 1, 2, 4, ... Compiles a program for each: seconds.
+    the first, `Chain.square_dyadic` the last, for powers of two), and each of these
+    with inner sizes 1, 2, 4, ... times as large. Compiles a program for each: seconds.
 
     Args:
       matrix: (out_features, in_features).
@@ -185,6 +189,8 @@ def best_chain(
         factors, error, (lower, upper) = factorize(array, chain, order=order)
         fit = ChainFit(chain, factors, float(error), (float(lower), float(upper)))
         if fit.error < least:
+            if front and front[-1].num_weights == fit.num_weights:
+                front.pop()
             front.append(fit)
             least = fit.error
         if least < tolerance(array.dtype, 2 * len(chain)):
@@ -270,14 +276,14 @@ def _factorize_one(
     rounded = [factor.astype(dtype).astype(wide.dtype) for factor in factors]
     achieved = _norm(scaled - to_dense(rounded, precision="highest"))
     outside = _norm(_off_support(scaled, short.product))
-    lower = jnp.hypot(outside, functools.reduce(jnp.maximum, found.errors, 0.0))
+    lower = jnp.hypot(outside, jnp.max(jnp.stack([*found.errors, 0 * norm])))
     upper = jnp.hypot(outside, _upper(0, len(short), found.errors, order))
     back = jnp.ldexp(jnp.ones_like(largest), exponent)
-    factors = [
+    unscaled = [
         (factor * back if i == found.center else factor).astype(dtype)
         for i, factor in enumerate(factors)
     ]
-    expanded = _expanded(merged, factors)
+    expanded = _expanded(merged, unscaled)
     error, lower, upper = (_ratio(x, norm) for x in (achieved, lower, upper))
     return Factorization(expanded, error, (lower, upper))
 
@@ -422,12 +428,16 @@ def _refined(
     is_complex = jnp.issubdtype(target.dtype, jnp.complexfloating)
     norm = _norm(target)
 
-    def loss(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
+    def loss(parts: Sequence[tuple[jax.Array, ...]]) -> jax.Array:
         made = [jax.lax.complex(*part) if is_complex else part[0] for part in parts]
         residual = target - to_dense(made, precision="highest")
         return _ratio(_norm(residual), norm) ** 2
 
-    optimizer = optax.lbfgs()
+    # Of the line searches this one compiles fast.
+    search = optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=20, store_grad=True
+    )
+    optimizer = optax.lbfgs(linesearch=search)
     value_and_grad = jax.value_and_grad(loss)
     start = [(f.real, f.imag) if is_complex else (f,) for f in factors]
 
