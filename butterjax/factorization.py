@@ -6,22 +6,20 @@ Gribonval, "Butterfly factorization with error guarantees" (arXiv 2411.04506).
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from butterjax import array_checks, checks
+from butterjax import array_checks, checks, hierarchy
 from butterjax.factors import to_dense
-from butterjax.junctions import Junction, Merged, merge_redundant
+from butterjax.hierarchy import Order, norm
+from butterjax.junctions import Merged, merge_redundant
 from butterjax.numerics import accumulation_dtype, tolerance
 from butterjax.pattern import Chain, Pattern
-
-Order = Literal["balanced", "left_to_right"]
-_Split = tuple[int, int, int]  # Factors start:stop, cut before the middle one.
 
 
 class Factorization(NamedTuple):
@@ -44,7 +42,7 @@ def factorize(
     matrix: ArrayLike,
     chain: Chain,
     *,
-    order: Order = "balanced",
+    order: Order = "left_to_right",
     refine_steps: int = 0,
 ) -> Factorization:
     """Approximates a matrix by a chain of factors.
@@ -61,27 +59,28 @@ def factorize(
     support of the product, which no chain reaches, let e_s² = E_s² - F². The upper
     bound is sqrt(F² + Σ e_s²), at most sqrt(Σ E_s²), for order="left_to_right" and for
     two or three factors. In the other order the errors of a cut and of the parts on
-    both its sides are not orthogonal where both are cut again: there they are added,
-    not their squares. Rounding is not in the bounds: where they are about as small as
-    `butterjax.numerics.tolerance`, or the factors are rounded to 16 bits, `error` can
-    lie above.
-
-    On CPUs, OpenBLAS shares even blocks of 64 × 64 out to threads: with
-    OPENBLAS_NUM_THREADS=1 in the environment that takes a small part of the time where
-    other processes keep the processors busy.
+    its sides are not orthogonal where both parts are cut again: there they are added,
+    not their squares; there are matrices whose error exceeds sqrt(Σ E_s²). Cuts inside
+    redundant pairs are left out of both bounds: they add nothing. Nor is rounding in
+    them: where they are about as small as `butterjax.numerics.tolerance`, or factors
+    are rounded to 16 bits, `error` can lie above.
 
     Works under jit (`chain`, `order` and `refine_steps` static), vmap and in all dtypes
-    of `butterjax.butterfly`; those of 16 bits are computed in float32. Not
-    differentiable where singular values coincide. Redundant pairs of factors, whose
-    product can be any matrix of its pattern, are found as one factor and then split;
-    weights that they have to spare are zeros.
+    of `butterjax.butterfly`; those of 16 bits are computed in float32. Gradients are
+    those of `jnp.linalg.svd`, undefined where singular values coincide. Redundant pairs
+    of factors, whose product can be any matrix of its pattern, are found as one factor
+    and then split; weights that they have to spare are zeros.
+
+    A float32 matrix of 4096 × 4096 takes seconds on two CPU cores, and memory for 5
+    (two factors) to 15 (twelve) such matrices. Set OPENBLAS_NUM_THREADS=1 where other
+    processes keep the processors busy: the decomposition of blocks of 64 × 64 by more
+    threads then takes ten times as long.
 
     Args:
       matrix: (*batch, out_features, in_features), each factorised on its own.
       chain: a chainable chain, out_features × in_features.
-      order: where to cut first: "balanced" in the middle, again and again, or
-        "left_to_right" after the first factor, then the second, and so on. The first
-        decomposes larger blocks.
+      order: where to cut first: "left_to_right" after the first factor, then the
+        second, and so on, or "balanced" in the middle, then each half in its middle.
       refine_steps: steps of L-BFGS (optax) on the error from there. The best factors
         met are kept, so the bounds still hold.
 
@@ -137,7 +136,7 @@ class ChainFit:
 
 
 def best_chain(
-    matrix: ArrayLike, *, budget: int | None = None, order: Order = "balanced"
+    matrix: ArrayLike, *, budget: int | None = None, order: Order = "left_to_right"
 ) -> tuple[ChainFit, ...]:
     """What error chains of which size reach for a matrix.
 
@@ -267,24 +266,25 @@ def _factorize_one(
     scaled = wide * jnp.ldexp(jnp.ones_like(largest), -exponent)
     merged = merge_redundant(chain)
     short = Chain(part.pattern for part in merged)
-    splits = tuple(_splits(0, len(short), order))
-    found = _hierarchy(_on_support(scaled, short.product), short, splits)
+    found = hierarchy.cut(_on_support(scaled, short.product), short, order)
     factors = found.factors
     if steps:
         factors = _refined(scaled, factors, steps)
-    norm = _norm(scaled)
+    size = norm(scaled)
     rounded = [factor.astype(dtype).astype(wide.dtype) for factor in factors]
-    achieved = _norm(scaled - to_dense(rounded, precision="highest"))
-    outside = _norm(_off_support(scaled, short.product))
-    lower = jnp.hypot(outside, jnp.max(jnp.stack([*found.errors, 0 * norm])))
-    upper = jnp.hypot(outside, _upper(0, len(short), found.errors, order))
+    achieved = norm(scaled - to_dense(rounded, precision="highest"))
+    outside = norm(_off_support(scaled, short.product))
+    lower = jnp.hypot(outside, jnp.max(jnp.stack([*found.errors, 0 * size])))
+    upper = jnp.hypot(
+        outside, hierarchy.upper_bound(0, len(short), found.errors, order)
+    )
     back = jnp.ldexp(jnp.ones_like(largest), exponent)
     unscaled = [
         (factor * back if i == found.center else factor).astype(dtype)
         for i, factor in enumerate(factors)
     ]
     expanded = _expanded(merged, unscaled)
-    error, lower, upper = (_ratio(x, norm) for x in (achieved, lower, upper))
+    error, lower, upper = (_ratio(x, size) for x in (achieved, lower, upper))
     return Factorization(expanded, error, (lower, upper))
 
 
@@ -293,114 +293,6 @@ def _expanded(
 ) -> tuple[jax.Array, ...]:
     pairs = zip(merged, factors, strict=True)
     return tuple(one for part, factor in pairs for one in part.expand(factor))
-
-
-class _Hierarchy(NamedTuple):
-    """Factors; which of them has the norm; e_s, the errors of two factors at s."""
-
-    factors: tuple[jax.Array, ...]
-    center: int
-    errors: list[jax.Array]
-
-
-def _hierarchy(target: jax.Array, chain: Chain, splits: Sequence[_Split]) -> _Hierarchy:
-    """Cuts a factor of the chain's product pattern, without redundant pairs, in order.
-
-    All parts but the one at `center` have orthonormal blocks: columns to the left of
-    it, rows to the right.
-    """
-    parts = [target]
-    patterns = [chain.product]
-    ends = [len(chain)]
-    center = 0
-    errors: dict[int, jax.Array] = {}
-    for start, middle, stop in splits:
-        index = ends.index(stop)
-        while center != index:
-            center = _move_center(parts, patterns, center, index)
-        left = _product(chain, start, middle)
-        junction = Junction(left, _product(chain, middle, stop))
-        blocks = junction.product_blocks(parts[index])
-        u, values, vh = jnp.linalg.svd(blocks, full_matrices=False)
-        r = junction.rank
-        if start == 0 and stop == len(chain):
-            errors[middle] = _norm(values[..., r:])
-        u, values, vh = u[..., :r], values[..., None, :r], vh[..., :r, :]
-        # The norm goes where the next cut is.
-        on_left = middle - start > 1
-        u, vh = (u * values, vh) if on_left else (u, values.mT * vh)
-        parts[index : index + 1] = [junction.left_factor(u), junction.right_factor(vh)]
-        patterns[index : index + 1] = [junction.left, junction.right]
-        ends[index : index + 1] = [middle, stop]
-        center = index + (not on_left)
-    for middle in range(1, len(chain)):
-        if middle not in errors:
-            errors[middle] = _two_factor_error(target, chain, middle)
-    ordered = [errors[middle] for middle in range(1, len(chain))]
-    return _Hierarchy(tuple(parts), center, ordered)
-
-
-def _two_factor_error(target: jax.Array, chain: Chain, middle: int) -> jax.Array:
-    left, right = _product(chain, 0, middle), _product(chain, middle, len(chain))
-    junction = Junction(left, right)
-    blocks = junction.product_blocks(target)
-    values = jnp.linalg.svd(blocks, compute_uv=False)
-    return _norm(values[..., junction.rank :])
-
-
-def _move_center(
-    parts: list[jax.Array], patterns: Sequence[Pattern], center: int, index: int
-) -> int:
-    """Makes the part at `center` orthonormal and hands its norm on towards `index`."""
-    step = 1 if index > center else -1
-    i = min(center, center + step)
-    junction = Junction(patterns[i], patterns[i + 1])
-    left, right = junction.left_blocks(parts[i]), junction.right_blocks(parts[i + 1])
-    if step == 1:
-        left, rest = jnp.linalg.qr(left)
-        right = jnp.matmul(rest, right, precision="highest")
-    else:
-        adjoint, rest = jnp.linalg.qr(_adjoint(right))
-        right = _adjoint(adjoint)
-        left = jnp.matmul(left, _adjoint(rest), precision="highest")
-    parts[i : i + 2] = [junction.left_factor(left), junction.right_factor(right)]
-    return center + step
-
-
-def _upper(
-    start: int, stop: int, errors: Sequence[jax.Array], order: Order
-) -> jax.Array | float:
-    """A bound on the error of factors start:stop in the frame of the others.
-
-    A cut leaves a residual orthogonal to all that has its left part's columns, or its
-    right part's rows; one of them remains if that part is not cut again.
-    """
-    if stop - start == 1:
-        return 0.0
-    middle = _middle(start, stop, order)
-    left = _upper(start, middle, errors, order)
-    right = _upper(middle, stop, errors, order)
-    here = errors[middle - 1]
-    if 1 in (middle - start, stop - middle):
-        return jnp.hypot(here, left + right)
-    return here + left + right
-
-
-def _middle(start: int, stop: int, order: Order) -> int:
-    return start + 1 if order == "left_to_right" else (start + stop) // 2
-
-
-def _splits(start: int, stop: int, order: Order) -> Iterator[_Split]:
-    """The cuts in the order in which they are made."""
-    if stop - start > 1:
-        middle = _middle(start, stop, order)
-        yield start, middle, stop
-        yield from _splits(start, middle, order)
-        yield from _splits(middle, stop, order)
-
-
-def _product(chain: Chain, start: int, stop: int) -> Pattern:
-    return Chain(chain.patterns[start:stop]).product
 
 
 def _on_support(matrix: jax.Array, pattern: Pattern) -> jax.Array:
@@ -426,12 +318,12 @@ def _refined(
     """The best factors met in so many steps of L-BFGS on the squared error."""
     optax = _optax()
     is_complex = jnp.issubdtype(target.dtype, jnp.complexfloating)
-    norm = _norm(target)
+    size = norm(target)
 
     def loss(parts: Sequence[tuple[jax.Array, ...]]) -> jax.Array:
         made = [jax.lax.complex(*part) if is_complex else part[0] for part in parts]
         residual = target - to_dense(made, precision="highest")
-        return _ratio(_norm(residual), norm) ** 2
+        return _ratio(norm(residual), size) ** 2
 
     # Of the line searches this one compiles fast.
     search = optax.scale_by_backtracking_linesearch(
@@ -470,15 +362,6 @@ def _optax():  # type: ignore[no-untyped-def]
     return optax
 
 
-def _norm(array: jax.Array) -> jax.Array:
-    """Frobenius norm, real."""
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(array))))
-
-
-def _ratio(value: jax.Array, norm: jax.Array) -> jax.Array:
+def _ratio(value: jax.Array, size: jax.Array) -> jax.Array:
     """The value relative to a norm; 0 where there is nothing to be relative to."""
-    return jnp.where(norm == 0, 0, value / jnp.where(norm == 0, 1, norm))
-
-
-def _adjoint(blocks: jax.Array) -> jax.Array:
-    return blocks.mT.conj()
+    return jnp.where(size == 0, 0, value / jnp.where(size == 0, 1, size))
