@@ -15,6 +15,10 @@ from butterjax import planning as planning
 from butterjax import transforms as transforms
 from butterjax.apply import butterfly as butterfly
 from butterjax.dense_like import default_chain as default_chain
+from butterjax.factorization import ChainFit as ChainFit
+from butterjax.factorization import Factorization as Factorization
+from butterjax.factorization import best_chain as best_chain
+from butterjax.factorization import factorize as factorize
 from butterjax.factors import adjoint as adjoint
 from butterjax.factors import conjugate as conjugate
 from butterjax.factors import fuse as fuse

@@ -848,6 +848,58 @@ case(
     "must take as many features",
 )
 
+# factorize and best_chain
+W = np.ones((20, 12), np.float32)
+NAN = np.full((20, 12), np.nan, np.float32)
+others(lambda v: bj.factorize(W, v), "chain", "must be a butterjax.Chain", NO_CHAINS)
+for call in (lambda v: bj.factorize(v, CHAIN), bj.best_chain):
+    others(
+        call,
+        "matrix",
+        "must",
+        [
+            (None, "None"),
+            ("w", "'w'"),
+            ([[1], [1, 2]], r"\[\[1\], \[1, 2\]\]"),
+            (KEY, "dtype key"),
+            (np.ones(12), r"\(12,\)"),
+            (np.ones((20, 0)), r"\(20, 0\)"),
+            (W.astype(int), "int32"),
+            (NAN, "240 entries"),
+        ],
+    )
+case(lambda: bj.factorize(W.T, CHAIN), "matrix", r"\(12, 20\)", r"ends in \(20, 12\)")
+case(
+    lambda: bj.factorize(W, bj.Chain([(2, 10, 3, 1), (1, 6, 12, 1)])),
+    "chain",
+    r"\(2, 10, 3, 1\)\(1, 6, 12, 1\)",
+    "must be chainable",
+)
+others(
+    lambda v: bj.factorize(W, CHAIN, refine_steps=v),
+    "refine_steps",
+    INTEGER,
+    NO_INTEGERS,
+)
+case(
+    lambda: bj.factorize(W, CHAIN, refine_steps=-1),
+    "refine_steps",
+    "-1",
+    "must be at least 0",
+)
+ORDERS = [("right", "'right'"), (None, "None"), (0, "0"), (["balanced"], r"\['bal")]
+for call in (
+    lambda v: bj.factorize(W, CHAIN, order=v),
+    lambda v: bj.best_chain(W, order=v),
+):
+    others(call, "order", "must be one of balanced, left_to_right", ORDERS)
+sizes(lambda v: bj.best_chain(W, budget=v), "budget", NO_OPTIONAL_INTEGERS)
+case(lambda: bj.best_chain(W, budget=9), "budget", "9", "at most 9 weights; the least")
+case(lambda: bj.best_chain(np.ones((2, 3, 4))), "matrix", r"\(2, 3, 4\)", "two axes")
+case(
+    lambda: jax.jit(bj.best_chain)(W), "matrix", r"\(20, 12\)", "must be an array whose"
+)
+
 
 def test_there_are_enough():
     assert len(CASES) > 400
