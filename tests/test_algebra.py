@@ -63,7 +63,7 @@ def test_inverse_and_determinant(chain, dtype):
         (bj.Chain([(3, 4, 4, 2)]), "complex128"),
         (bj.Chain.square_dyadic(8), "float64"),
         (SHARED, "complex128"),
-        (bj.Chain([(1, 4, 4, 3), (3, 4, 4, 1)]), "complex128"),  # Two runs of one.
+        (bj.Chain([(1, 8, 8, 3), (12, 2, 2, 1)]), "complex128"),  # Two runs of one.
         (CROSSED, "complex128"),
         (RECTANGULAR, "float64"),
         (bj.Chain([(2, 3, 4, 6), (4, 6, 2, 2), (8, 2, 3, 1)]), "complex128"),
