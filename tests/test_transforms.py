@@ -179,16 +179,9 @@ def test_permutations():
 
 def test_two_dimensional():
     x = reference.draw((2, 6, 4), "complex128")
-    links = transforms.kronecker(transforms.dft(6), transforms.dft(4, radix=4))
+    links = bj.algebra.kron(transforms.dft(6), transforms.dft(4, radix=4))
     y = bj.butterfly(x.reshape(2, 24), links).reshape(2, 6, 4)
     assert reference.relative_error(y, scipy.fft.fft2(x)) < TOLERANCE
-
-
-def test_kronecker_product_of_a_diagonal():
-    left, right = (bj.Diagonal(np.arange(6.0)),), transforms.hartley(3)
-    expected = np.kron(bj.to_dense(left), bj.to_dense(right))
-    actual = bj.to_dense(transforms.kronecker(left, right))
-    np.testing.assert_allclose(actual, expected, atol=1e-14)
 
 
 def test_large_transforms_make_no_matrix():
