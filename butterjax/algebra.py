@@ -12,8 +12,9 @@ their inner size. Other errors are told with each function.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax.typing import ArrayLike
 from butterjax import array_checks, checks
 from butterjax.apply import butterfly
 from butterjax.factors import fuse, transpose
+from butterjax.links import Link, LinkLike, features
 from butterjax.numerics import accumulation_dtype
 from butterjax.pattern import Chain, Pattern
 
@@ -219,7 +221,11 @@ def product(left: Iterable[ArrayLike], right: Iterable[ArrayLike]) -> Factors:
     return first + second
 
 
-def kron(left: Iterable[ArrayLike], right: Iterable[ArrayLike]) -> Factors:
+@overload
+def kron(left: Iterable[ArrayLike], right: Iterable[ArrayLike]) -> Factors: ...
+@overload
+def kron(left: Iterable[LinkLike], right: Iterable[LinkLike]) -> tuple[Link, ...]: ...
+def kron(left: Iterable[LinkLike], right: Iterable[LinkLike]) -> tuple[Link, ...]:
     """Factors of the Kronecker product W ⊗ V = (W ⊗ I)(I ⊗ V).
 
     A factor (a, b, c, d) of W becomes (a, b, c, d·q) and one of V (a·p, b, c, d), with
@@ -227,15 +233,25 @@ def kron(left: Iterable[ArrayLike], right: Iterable[ArrayLike]) -> Factors:
     times. The chain is chainable if both are.
 
     Args:
-      left: factors of W.
-      right: factors of V.
+      left: factors of W, `Permutation`s and `Diagonal`s among them.
+      right: factors of V, and such links.
     """
-    first, second = _checked("kron", "left", left), _checked("kron", "right", right)
-    p, q = Chain.of(first).in_features, Chain.of(second).out_features
-    return (
-        *(jnp.repeat(factor, q, axis=3) for factor in first),
-        *(jnp.tile(factor, (p, 1, 1, 1)) for factor in second),
+    first, second = (
+        tuple(itertools.chain(*array_checks.links("kron", links, name)))
+        for name, links in (("left", left), ("right", right))
     )
+    (_, p), (q, _) = features(first[-1]), features(second[0])
+    return (
+        *(_repeated(link, 1, q) for link in first),
+        *(_repeated(link, p, 1) for link in second),
+    )
+
+
+def _repeated(link: Link, before: int, after: int) -> Link:
+    """I_before ⊗ W ⊗ I_after."""
+    if not isinstance(link, jax.Array):
+        return link.repeated(before, after)
+    return jnp.tile(jnp.repeat(link, after, axis=3), (before, 1, 1, 1))
 
 
 def block_diagonal(*chains: Iterable[ArrayLike]) -> Factors:

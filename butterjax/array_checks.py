@@ -148,40 +148,41 @@ def factors(function: str, value: Any, name: str = "factors") -> tuple[jax.Array
     return _factors(function, _entries(function, value, name), name)
 
 
-def links(function: str, value: Any) -> tuple[Run, ...]:
-    """The argument `factors` where it may hold other links too, as runs of a kind.
+def links(function: str, value: Any, name: str = "factors") -> tuple[Run, ...]:
+    """The links of a chain, `Permutation`s and `Diagonal`s among them, as runs.
 
     Args:
       function: who asks, for the message.
-      value: as of `factors`, `Permutation`s and `Diagonal`s among them.
+      value: as of `factors`, other links among them.
+      name: of the argument.
 
     Raises:
       TypeError: if it is no such sequence.
       ValueError: if it is empty or one array, an entry has not the axes it must have,
         or neighbours disagree on their inner size.
     """
-    given = _entries(function, value)
+    given = _entries(function, value, name)
     if all(map(is_factor, given)):
-        arrays = _factors(function, given)
+        arrays = _factors(function, given, name)
         Chain.of(arrays)  # Raises where two neighbours disagree.
         return (arrays,)
-    found = tuple(_link(function, i, one) for i, one in enumerate(given))
-    check_sizes(function, found)
+    found = tuple(_link(function, f"{name}[{i}]", one) for i, one in enumerate(given))
+    check_sizes(function, found, name)
     return runs(found)
 
 
-def _link(function: str, index: int, value: Any) -> Link:
+def _link(function: str, name: str, value: Any) -> Link:
     if isinstance(value, Permutation):
         return value
     if not isinstance(value, Diagonal):
-        factor = array(function, f"factors[{index}]", value)
-        checks.factor_shape(function, index, factor)
+        factor = array(function, name, value)
+        checks.factor_shape(function, name, factor)
         return factor
-    values = array(function, f"values of factors[{index}]", value.values)
+    values = array(function, f"values of {name}", value.values)
     if values.ndim != 1 or not values.size:
         raise ValueError(
-            f"{function}: values of factors[{index}] must have the shape (n,) with n "
-            f"at least 1, got shape {values.shape}"
+            f"{function}: values of {name} must have the shape (n,) with n at least "
+            f"1, got shape {values.shape}"
         )
     return Diagonal(values)
 

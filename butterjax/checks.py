@@ -160,23 +160,20 @@ def factor_shapes(
       ValueError: if there is none, or one has other than four axes or an empty one.
     """
     shapes = tuple(
-        factor_shape(function, i, one, name) for i, one in enumerate(factors)
+        factor_shape(function, f"{name}[{i}]", one) for i, one in enumerate(factors)
     )
     if not shapes:
         raise ValueError(f"{function}: {name} must hold at least one factor, got none")
     return shapes
 
 
-def factor_shape(
-    function: str, index: int, factor: Any, name: str = "factors"
-) -> tuple[int, int, int, int]:
+def factor_shape(function: str, name: str, factor: Any) -> tuple[int, int, int, int]:
     """The shape of one factor; see `factor_shapes`.
 
     Args:
       function: who asks, for the message.
-      index: of the factor.
+      name: of the factor.
       factor: an array, or anything else with a shape.
-      name: of the argument that holds it.
 
     Raises:
       TypeError: if it has no shape.
@@ -184,12 +181,10 @@ def factor_shape(
     """
     shape = getattr(factor, "shape", None)
     if not isinstance(shape, tuple):
-        raise TypeError(
-            f"{function}: {name}[{index}] must be an array, got {shown(factor)}"
-        )
+        raise TypeError(f"{function}: {name} must be an array, got {shown(factor)}")
     if len(shape) != 4 or 0 in shape:
         raise ValueError(
-            f"{function}: {name}[{index}] must have the shape (a, b, c, d) of its "
+            f"{function}: {name} must have the shape (a, b, c, d) of its "
             f"pattern, each at least 1, got shape {shape}"
         )
     return shape

@@ -87,6 +87,13 @@ class Permutation:
         """The permutation itself."""
         return self
 
+    def repeated(self, before: int, after: int) -> "Permutation":
+        """The permutation I_before ⊗ P ⊗ I_after."""
+        i, k = np.ogrid[:before, :after]
+        n = len(self.indices)
+        whole = (i[..., None] * n + self.indices[:, None]) * after + k[:, None]
+        return Permutation(whole.reshape(-1))
+
     def apply(self, x: jax.Array, axis: int) -> jax.Array:
         """The features of x, along `axis`, in their new order."""
         return x.at[(slice(None),) * (axis % x.ndim) + (self.indices,)].get(
@@ -122,6 +129,10 @@ class Diagonal:
     def conjugate(self) -> "Diagonal":
         """Diagonal of the complex conjugates."""
         return Diagonal(jnp.conj(self.values))
+
+    def repeated(self, before: int, after: int) -> "Diagonal":
+        """The diagonal I_before ⊗ D ⊗ I_after."""
+        return Diagonal(jnp.tile(jnp.repeat(self.values, after), before))
 
     def apply(self, x: jax.Array, axis: int) -> jax.Array:
         """The features of x, along `axis`, times the values; of their common type."""
@@ -165,7 +176,7 @@ def kind(link: Link) -> str:
     return "factor" if is_factor(link) else type(link).__name__
 
 
-def check_sizes(function: str, links: Sequence[Link]) -> None:
+def check_sizes(function: str, links: Sequence[Link], name: str) -> None:
     """Checks that links can follow one another.
 
     Raises:
@@ -174,8 +185,8 @@ def check_sizes(function: str, links: Sequence[Link]) -> None:
     for i, (left, right) in enumerate(itertools.pairwise(links)):
         if features(left)[1] != features(right)[0]:
             raise ValueError(
-                f"{function}: factors[{i}], a {kind(left)} of shape {left.shape}, "
-                f"takes {features(left)[1]} features, but factors[{i + 1}], a "
+                f"{function}: {name}[{i}], a {kind(left)} of shape {left.shape}, "
+                f"takes {features(left)[1]} features, but {name}[{i + 1}], a "
                 f"{kind(right)} of shape {right.shape}, which comes before it, gives "
                 f"{features(right)[0]}"
             )

@@ -159,3 +159,10 @@ def test_nan_stays_on_the_diagonal():
     np.testing.assert_array_equal(
         bj.to_dense([bj.Diagonal(jnp.array([1.0, jnp.nan]))]), expected
     )
+
+
+def test_kronecker_product():
+    links = mixed()
+    for left, right in [(links[:3], links[-1:]), (links[-1:], links[:3])]:
+        actual = dense(bj.algebra.kron(left, right))
+        np.testing.assert_allclose(actual, np.kron(dense(left), dense(right)))

@@ -178,15 +178,10 @@ def test_permutations():
 
 
 def test_two_dimensional():
-    x = reference.draw((2, 6, 8), "complex128")
-    links = transforms.kronecker(transforms.dft(6), transforms.dft(8))
-    y = bj.butterfly(x.reshape(2, 48), links).reshape(2, 6, 8)
+    x = reference.draw((2, 6, 4), "complex128")
+    links = bj.algebra.kron(transforms.dft(6), transforms.dft(4, radix=4))
+    y = bj.butterfly(x.reshape(2, 24), links).reshape(2, 6, 4)
     assert reference.relative_error(y, scipy.fft.fft2(x)) < TOLERANCE
-    scaled = (bj.Diagonal(np.arange(6.0)), *transforms.walsh(8)[:1])
-    other = transforms.hartley(5)
-    expected = np.kron(bj.to_dense(scaled[:1]), bj.to_dense(other))
-    actual = bj.to_dense(transforms.kronecker(scaled[:1], other))
-    np.testing.assert_allclose(actual, expected, atol=1e-14)
 
 
 def test_large_transforms_make_no_matrix():
