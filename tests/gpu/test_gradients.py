@@ -61,9 +61,9 @@ def test_launches_until_xla_should_be_clearly_faster(axis):
     found = plan(bj.Chain.square_dyadic(1024))
     assert (found.form, found.partition) == ("launches", (5, 5))
     assert plan(bj.Chain.monarch(2048, 2048)).form == "launches"
-    # Of six h, the first takes five launches, of blocks too large to share one.
-    given_up = plan(bj.Chain(LARGE * 3))
-    assert (given_up.form, given_up.partition) == ("xla", (1,) * 6)
+    # Of eight h, the first takes seven launches, of blocks too large to share one.
+    given_up = plan(bj.Chain(LARGE * 4))
+    assert (given_up.form, given_up.partition) == ("xla", (1,) * 8)
     assert given_up.seconds > plan(bj.Chain(LARGE)).seconds
 
 
